@@ -1,0 +1,90 @@
+"""Settings of a producer, read from ``SCORING_…`` variables of the environment or given in code."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from producers.errors import InvalidSettingsError
+from storage.limits import DEFAULT_MAX_ANSWER_CHARS
+
+ENV_PREFIX = "SCORING_"
+
+
+def _postgres_url(url: SecretStr) -> SecretStr:
+    try:
+        parsed = make_url(url.get_secret_value())
+    except ArgumentError:
+        parsed = None
+    if parsed is None or parsed.get_backend_name() != "postgresql":
+        msg = "expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+        raise ValueError(msg)
+    return SecretStr(parsed.set(drivername="postgresql+asyncpg").render_as_string(hide_password=False))
+
+
+def _redis_url(url: SecretStr) -> SecretStr:
+    if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+        msg = "expected redis://:PASSWORD@HOST:PORT/NUMBER (or rediss://, unix://)"
+        raise ValueError(msg)
+    return url
+
+
+class ProducerSettings(BaseSettings):
+    """What a web process needs to hand answers over."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True, hide_input_in_errors=True)
+
+    database_url: Annotated[SecretStr, AfterValidator(_postgres_url)] = Field(
+        description="PostgreSQL, as postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+    )
+    redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] = Field(
+        description="Redis, as redis://:PASSWORD@HOST:PORT/NUMBER"
+    )
+    max_answer_chars: int = Field(
+        default=DEFAULT_MAX_ANSWER_CHARS, ge=1, le=1_000_000, description="longest answer that is accepted, characters"
+    )
+    database_pool_size: int = Field(
+        default=5, ge=1, le=100, description="PostgreSQL connections that one process keeps"
+    )
+    database_timeout_seconds: float = Field(
+        default=10.0, gt=0, le=300, description="longest wait for a connection or for one statement, seconds"
+    )
+    redis_timeout_seconds: float = Field(
+        default=2.0, gt=0, le=60, description="longest wait for Redis to connect or to answer, seconds"
+    )
+    pgbouncer: bool = Field(
+        default=False, description="true behind PgBouncer in transaction mode: prepare no named statements"
+    )
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Read the settings from the environment.
+
+        Returns:
+            Valid settings.
+
+        Raises:
+            InvalidSettingsError: A variable is missing or wrong; the message names it and says what was expected.
+        """
+        try:
+            return cls()
+        except ValidationError as exc:
+            raise InvalidSettingsError(explain(exc)) from None  # the cause would show the value
+
+
+def explain(exc: ValidationError) -> str:
+    """Say in one line a variable what is wrong with the settings, without repeating any value."""
+    lines = []
+    for error in exc.errors(include_url=False, include_input=False, include_context=False):
+        variable = ENV_PREFIX + "_".join(str(part) for part in error["loc"][:1]).upper()
+        if not error["loc"]:
+            lines.append(error["msg"].removeprefix("Value error, "))
+        elif error["type"] == "missing":
+            lines.append(f"{variable} is not set.")
+        else:
+            lines.append(f"{variable} is wrong: {error['msg'].removeprefix('Value error, ')}.")
+    return "\n".join(lines)
