@@ -50,9 +50,6 @@ class ScoringSettings(ProducerSettings):
         if self.renew_seconds > self.lease_seconds / 2:
             msg = "SCORING_RENEW_SECONDS is wrong: expected at most half of SCORING_LEASE_SECONDS, so that one lost renewal loses no lease."
             raise ValueError(msg)
-        if self.scorer == "llm" and not self.llm_model:
-            msg = "SCORING_LLM_MODEL is not set: SCORING_SCORER=llm needs the name of a model (or set SCORING_SCORER=lexical)."
-            raise ValueError(msg)
         if self.scorer not in {"llm", "lexical"} and ":" not in self.scorer:
             msg = "SCORING_SCORER is wrong: expected llm, lexical or package.module:factory."
             raise ValueError(msg)
