@@ -36,7 +36,9 @@ def _redis_url(url: SecretStr) -> SecretStr:
 class ProducerSettings(BaseSettings):
     """What a web process needs to hand answers over."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
     database_url: Annotated[SecretStr, AfterValidator(_postgres_url)] = Field(
         description="PostgreSQL, as postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
@@ -45,7 +47,10 @@ class ProducerSettings(BaseSettings):
         description="Redis, as redis://:PASSWORD@HOST:PORT/NUMBER"
     )
     max_answer_chars: int = Field(
-        default=DEFAULT_MAX_ANSWER_CHARS, ge=1, le=1_000_000, description="longest answer that is accepted, characters"
+        default=DEFAULT_MAX_ANSWER_CHARS,
+        ge=1,
+        le=1_000_000,
+        description="longest answer that is accepted, characters",
     )
     database_pool_size: int = Field(
         default=5, ge=1, le=100, description="PostgreSQL connections that one process keeps"
