@@ -1,0 +1,106 @@
+"""The boundary, enforced by the database: three roles and the columns each may touch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+from sqlalchemy.dialects import postgresql
+
+from storage.tables import VERSION_TABLE
+from storage.translation import translated
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+_QUOTE = postgresql.dialect().identifier_preparer.quote  # type: ignore[no-untyped-call]
+
+_SUBMIT_COLUMNS = (
+    "user_id, anonymous_token, module_slug, question_id, learning_outcome_id, content_id, answer_text, "
+    "answer_metadata, submission_key, question_digest"
+)
+
+# What each role may do. Nobody may change or delete an answer or a score, or publish over a digest; only
+# ops may delete, when a student is erased. FOR UPDATE needs UPDATE on at least one column.
+PRIVILEGES: Mapping[str, Mapping[str, str]] = {
+    "web": {
+        "assessment_questions": "SELECT",
+        "assessment_responses": f"SELECT, INSERT ({_SUBMIT_COLUMNS})",
+        "scoring_handoffs": "SELECT, INSERT (response_id, question_digest, due_at, trace_context)",
+        "assessment_scores": "SELECT",
+        "assessment_claims": "SELECT, INSERT (anonymous_token, user_id)",
+        VERSION_TABLE: "SELECT",
+    },
+    "worker": {
+        "assessment_questions": "SELECT",
+        "assessment_responses": "SELECT, UPDATE (user_id, anonymous_token)",
+        "scoring_handoffs": "SELECT, DELETE, UPDATE (question_digest, state, due_at, lease_token, leased_at, "
+        "attempts, postponements, suspicions, lease_losses, last_error, last_error_at)",
+        "assessment_scores": "SELECT, INSERT",
+        "assessment_claims": "SELECT, UPDATE (applied_at, moved, skipped)",
+        "scoring_workers": "SELECT, INSERT, UPDATE, DELETE",
+        VERSION_TABLE: "SELECT",
+    },
+    "ops": {
+        "assessment_questions": "SELECT, INSERT, UPDATE (publication, published_at)",
+        "assessment_responses": "SELECT, DELETE",
+        "scoring_handoffs": "SELECT, DELETE, INSERT (response_id, question_digest, lane, due_at), UPDATE",
+        "assessment_scores": "SELECT, DELETE",
+        "assessment_claims": "SELECT, DELETE",
+        "scoring_workers": "SELECT",
+        "scoring_watermarks": "SELECT, INSERT, UPDATE",
+        VERSION_TABLE: "SELECT",
+    },
+}
+
+# Is there such a role?
+_EXISTS = text("SELECT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = :name)")
+
+
+def grant_statements(roles: Mapping[str, str]) -> list[str]:
+    """Spell out the statements that give each role what it needs and nothing else.
+
+    Args:
+        roles: The role's name in the database by its part: ``web``, ``worker``, ``ops``.
+
+    Returns:
+        SQL statements, first what is taken away, then what is given.
+    """
+    statements = []
+    for part, tables in PRIVILEGES.items():
+        if part not in roles:
+            continue
+        role = _QUOTE(roles[part])
+        every_table = sorted({table for granted in PRIVILEGES.values() for table in granted})
+        statements.append(f"REVOKE ALL ON {', '.join(every_table)} FROM {role}")
+        statements.extend(f"GRANT {privileges} ON {table} TO {role}" for table, privileges in tables.items())
+    return statements
+
+
+async def grant_roles(conn: AsyncConnection, roles: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Create the roles that are missing, without a login, and give each what it needs and nothing else.
+
+    Logins of your own become members: ``GRANT scoring_web TO webapp``.
+
+    Args:
+        conn: A connection of the tables' owner; nothing is committed here.
+        roles: As for :func:`grant_statements`.
+
+    Returns:
+        ``part``, ``role`` and ``created`` of each.
+
+    Raises:
+        AccessDeniedError: The connection may not create roles or does not own the tables.
+    """
+    granted = []
+    with translated():
+        for part, name in roles.items():
+            exists = (await conn.execute(_EXISTS, {"name": name})).scalar_one()
+            if not exists:
+                await conn.execute(text(f"CREATE ROLE {_QUOTE(name)} NOLOGIN"))
+            granted.append({"part": part, "role": name, "created": not exists})
+        for statement in grant_statements(roles):
+            await conn.execute(text(statement))
+    return granted

@@ -1,0 +1,192 @@
+"""Store what students answered, each answer with its handoff."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from sqlalchemy import text
+from sqlalchemy.dialects.postgresql import JSONB
+
+from storage.errors import SubmissionKeyConflictError
+from storage.translation import translated
+from storage.validation import Submission, checked_submission
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from uuid import UUID
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+_COLUMNS = (
+    "response_id, user_id, anonymous_token, module_slug, question_id, learning_outcome_id, content_id, "
+    "answer_text, answer_metadata, submission_key, question_digest, created_at"
+)
+
+# Store responses and their handoffs in one statement, so that neither can exist without the other.
+# Each is pinned to the question that is published at this moment; without one its handoff is never due.
+_SUBMIT = text(f"""
+    WITH given AS MATERIALIZED (
+        SELECT * FROM unnest(
+            CAST(:user_ids AS integer[]), CAST(:tokens AS text[]), CAST(:module_slugs AS text[]),
+            CAST(:question_ids AS text[]), CAST(:learning_outcome_ids AS text[]), CAST(:content_ids AS text[]),
+            CAST(:answer_texts AS text[]), CAST(:answer_metadata AS text[]), CAST(:submission_keys AS uuid[])
+        ) WITH ORDINALITY AS given (
+            user_id, anonymous_token, module_slug, question_id, learning_outcome_id, content_id,
+            answer_text, answer_metadata, submission_key, position
+        )
+    ), inserted AS (
+        INSERT INTO assessment_responses (
+            user_id, anonymous_token, module_slug, question_id, learning_outcome_id, content_id,
+            answer_text, answer_metadata, submission_key, question_digest
+        )
+        SELECT
+            user_id, anonymous_token, module_slug, question_id, learning_outcome_id, content_id,
+            answer_text, CAST(answer_metadata AS jsonb), submission_key,
+            (
+                SELECT published.question_digest FROM assessment_questions AS published
+                WHERE published.module_slug = given.module_slug AND published.question_id = given.question_id
+                ORDER BY published.publication DESC LIMIT 1
+            )
+        FROM given ORDER BY position
+        ON CONFLICT (submission_key) DO NOTHING
+        RETURNING {_COLUMNS}
+    ), handed_off AS (
+        INSERT INTO scoring_handoffs (response_id, question_digest, due_at)
+        SELECT response_id, question_digest, CASE WHEN question_digest IS NULL THEN 'infinity' ELSE now() END
+        FROM inserted
+    )
+    SELECT {_COLUMNS} FROM inserted
+""").columns(answer_metadata=JSONB)
+
+# Find what earlier calls stored under these keys, and whether it is the asking owner's: his own, or stored
+# under his token and claimed since.
+_SUBMITTED_BEFORE = text(f"""
+    SELECT {", ".join(f"r.{column}" for column in _COLUMNS.split(", "))},
+        CASE WHEN given.user_id IS NOT NULL THEN r.user_id IS NOT DISTINCT FROM given.user_id
+        ELSE r.anonymous_token IS NOT DISTINCT FROM given.anonymous_token OR EXISTS (
+            SELECT 1 FROM assessment_claims AS claim
+            WHERE claim.anonymous_token = given.anonymous_token AND claim.user_id = r.user_id
+                AND claim.applied_at IS NOT NULL
+        ) END AS is_askers
+    FROM unnest(CAST(:submission_keys AS uuid[]), CAST(:user_ids AS integer[]), CAST(:tokens AS text[]))
+        AS given (submission_key, user_id, anonymous_token)
+    JOIN assessment_responses AS r USING (submission_key)
+""").columns(answer_metadata=JSONB)
+
+
+async def submit_response(
+    conn: AsyncConnection,
+    *,
+    user_id: int | None = None,
+    anonymous_token: str | UUID | None = None,
+    question_id: str,
+    module_slug: str,
+    learning_outcome_id: str | UUID | None = None,
+    content_id: str | UUID | None = None,
+    answer_text: str,
+    answer_metadata: dict[str, Any] | None = None,
+    submission_key: UUID | str | None = None,
+) -> dict[str, Any]:
+    """Store one answer and its handoff, in one statement of the caller's transaction.
+
+    Once that transaction commits, the answer will be scored; tell a worker with ``producer.announce``, or
+    leave it to the sweep. Every call is a new attempt, unless it repeats a ``submission_key``.
+
+    Args:
+        conn: The caller's connection; nothing is committed here.
+        user_id: The signed-in student; exactly one of this and ``anonymous_token``.
+        anonymous_token: The anonymous student's secret, text or UUID.
+        question_id: Which question, within its module.
+        module_slug: Which module.
+        learning_outcome_id: The web app's own reference; stored, not interpreted.
+        content_id: The web app's own reference; stored, not interpreted.
+        answer_text: What the student wrote; at most ``SCORING_MAX_ANSWER_CHARS`` characters.
+        answer_metadata: Any JSON mapping of at most 16 KiB.
+        submission_key: Makes a retry harmless: the same key gives the same row. Made here if not given.
+
+    Returns:
+        The stored row, or the row that an earlier call with this key stored.
+
+    Raises:
+        InvalidInputError: A rule is broken; nothing was stored.
+        UnknownUserError: There is no such user; nothing was stored, the transaction is lost.
+        SubmissionKeyConflictError: The key belongs to another owner's response; nothing was stored.
+        StorageUnavailableError: PostgreSQL cannot be reached or cannot write.
+        NotMigratedError: The tables are missing.
+    """
+    given = {
+        "user_id": user_id,
+        "anonymous_token": anonymous_token,
+        "question_id": question_id,
+        "module_slug": module_slug,
+        "learning_outcome_id": learning_outcome_id,
+        "content_id": content_id,
+        "answer_text": answer_text,
+        "answer_metadata": answer_metadata,
+        "submission_key": submission_key,
+    }
+    return (await submit_responses(conn, [given]))[0]
+
+
+async def submit_responses(
+    conn: AsyncConnection, submissions: Sequence[Mapping[str, Any] | Submission]
+) -> list[dict[str, Any]]:
+    """Store many answers and their handoffs at once.
+
+    Args:
+        conn: The caller's connection; nothing is committed here.
+        submissions: The arguments of :func:`submit_response`, one mapping an answer.
+
+    Returns:
+        The stored rows, in the order given.
+
+    Raises:
+        InvalidInputError: As for :func:`submit_response`; one bad submission refuses them all. After
+            UnknownUserError and SubmissionKeyConflictError the transaction must be rolled back.
+    """
+    checked = [given if isinstance(given, Submission) else checked_submission(given) for given in submissions]
+    if not checked:
+        return []
+    keys = [submission.submission_key or uuid4() for submission in checked]
+    with translated():
+        result = await conn.execute(_SUBMIT, _arrays(checked, keys))
+        rows = {row.submission_key: dict(row._mapping) for row in result}  # noqa: SLF001 - SQLAlchemy's public name
+        if len(rows) < len(keys):
+            rows |= await _submitted_before(conn, checked, keys)
+    return [rows[key] for key in keys]
+
+
+def _arrays(checked: list[Submission], keys: list[UUID]) -> dict[str, list[Any]]:
+    return {
+        "user_ids": [submission.owner.user_id for submission in checked],
+        "tokens": [submission.owner.anonymous_token for submission in checked],
+        "module_slugs": [submission.module_slug for submission in checked],
+        "question_ids": [submission.question_id for submission in checked],
+        "learning_outcome_ids": [submission.learning_outcome_id for submission in checked],
+        "content_ids": [submission.content_id for submission in checked],
+        "answer_texts": [submission.answer_text for submission in checked],
+        "answer_metadata": [submission.answer_metadata for submission in checked],
+        "submission_keys": keys,
+    }
+
+
+async def _submitted_before(
+    conn: AsyncConnection, checked: list[Submission], keys: list[UUID]
+) -> dict[UUID, dict[str, Any]]:
+    """Read the rows of repeated keys, and refuse those that ask for somebody else's."""
+    result = await conn.execute(
+        _SUBMITTED_BEFORE,
+        {
+            "submission_keys": keys,
+            "user_ids": [submission.owner.user_id for submission in checked],
+            "tokens": [submission.owner.anonymous_token for submission in checked],
+        },
+    )
+    rows: dict[UUID, dict[str, Any]] = {}
+    for row in result:
+        values = dict(row._mapping)  # noqa: SLF001
+        if not values.pop("is_askers"):
+            raise SubmissionKeyConflictError
+        rows[row.submission_key] = values
+    return rows

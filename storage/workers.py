@@ -1,0 +1,100 @@
+"""Which workers run, and what they hold; for status, verify and health checks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+
+from storage.translation import translated
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+# Silent for so long, a worker does not count as running; so much longer, its row is deleted.
+ALIVE_SECONDS = 15.0
+_FORGET_SECONDS = 3600.0
+
+# Say that this worker runs. Nothing depends on it but what people are shown: no wait for the disk.
+_REPORT = text(f"""
+    WITH relaxed AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true) AS done),
+    forgotten AS (
+        DELETE FROM scoring_workers
+        WHERE seen_at < statement_timestamp() - make_interval(secs => {_FORGET_SECONDS}) AND worker_id <> :worker_id
+    )
+    INSERT INTO scoring_workers AS w (worker_id, host, pid, version, slots, free_slots, note)
+    SELECT :worker_id, :host, :pid, :version, :slots, :free_slots, :note FROM relaxed
+    ON CONFLICT (worker_id) DO UPDATE SET
+        seen_at = statement_timestamp(), free_slots = excluded.free_slots, note = excluded.note
+""")
+
+# Say that this worker is gone.
+_LEAVE = text("DELETE FROM scoring_workers WHERE worker_id = :worker_id")
+
+# Which workers have reported lately.
+_ALIVE = text(f"""
+    SELECT worker_id, host, pid, version, started_at, slots, free_slots, note,
+        EXTRACT(epoch FROM statement_timestamp() - seen_at)::double precision AS silent_seconds
+    FROM scoring_workers
+    WHERE seen_at > statement_timestamp() - make_interval(secs => {ALIVE_SECONDS})
+        AND (CAST(:host AS text) IS NULL OR host = :host)
+    ORDER BY host, pid
+""")
+
+
+async def report_worker(
+    conn: AsyncConnection,
+    *,
+    worker_id: UUID,
+    host: str,
+    pid: int,
+    version: str,
+    slots: int,
+    free_slots: int,
+    note: str | None,
+) -> None:
+    """Report that a worker runs.
+
+    Args:
+        conn: The caller's connection; nothing is committed here.
+        worker_id: Made anew by every process.
+        host: Its machine or container.
+        pid: Its process there.
+        version: Of this package.
+        slots: How many answers it scores at a time.
+        free_slots: How many more it would take now.
+        note: Why it takes less than it could, if it does.
+    """
+    given = {
+        "worker_id": worker_id,
+        "host": host,
+        "pid": pid,
+        "version": version,
+        "slots": slots,
+        "free_slots": free_slots,
+        "note": note,
+    }
+    with translated():
+        await conn.execute(_REPORT, given)
+
+
+async def remove_worker(conn: AsyncConnection, *, worker_id: UUID) -> None:
+    """Report that a worker stops; one that was killed is forgotten after an hour."""
+    with translated():
+        await conn.execute(_LEAVE, {"worker_id": worker_id})
+
+
+async def list_workers(conn: AsyncConnection, *, host: str | None = None) -> list[dict[str, Any]]:
+    """List the workers that reported within the last 15 seconds.
+
+    Args:
+        conn: The caller's connection.
+        host: Only those of this machine or container.
+
+    Returns:
+        One mapping each, with ``silent_seconds`` since its last report.
+    """
+    with translated():
+        return [dict(row) for row in (await conn.execute(_ALIVE, {"host": host})).mappings()]
