@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
-    from sqlalchemy.sql.selectable import TextualSelect
     from sqlalchemy.ext.asyncio import AsyncConnection
+    from sqlalchemy.sql.selectable import TextualSelect
 
 # A handoff that lost its lease so often may be what kills its workers: from then on it is leased alone.
 SUSPECT_AFTER_LOSSES = 3

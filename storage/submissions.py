@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+
 
 from sqlalchemy import text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from storage.errors import SubmissionKeyConflictError
+from storage.keys import time_ordered_uuid
 from storage.translation import translated
 from storage.validation import Submission, checked_submission
 
@@ -148,7 +149,7 @@ async def submit_responses(
     checked = [given if isinstance(given, Submission) else checked_submission(given) for given in submissions]
     if not checked:
         return []
-    keys = [submission.submission_key or uuid4() for submission in checked]
+    keys = [submission.submission_key or time_ordered_uuid() for submission in checked]
     with translated():
         result = await conn.execute(_SUBMIT, _arrays(checked, keys))
         rows = {row.submission_key: dict(row._mapping) for row in result}  # noqa: SLF001 - SQLAlchemy's public name

@@ -124,7 +124,7 @@ def checked_owner(user_id: object, anonymous_token: object) -> Owner:
 
 
 def _reject_nul(value: object) -> None:
-    # json.dumps writes NUL and lone surrogates as escapes that JSONB refuses.
+    # json.dumps escapes NUL, which JSONB refuses, and passes lone surrogates on.
     if isinstance(value, str):
         if "\x00" in value:
             raise InvalidInputError("answer_metadata", "must not contain NUL characters")
@@ -149,14 +149,14 @@ def _checked_metadata(value: object) -> str | None:
     if not isinstance(value, dict):
         raise InvalidInputError("answer_metadata", f"expected a mapping, got {type(value).__name__}")
     try:
-        text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        _reject_nul(value)
     except (TypeError, ValueError, RecursionError):
         raise InvalidInputError("answer_metadata", "is not JSON") from None
-    if len(text) > MAX_METADATA_BYTES:
+    if len(text.encode()) > MAX_METADATA_BYTES:
         raise InvalidInputError(
             "answer_metadata", f"at most {MAX_METADATA_BYTES // 1024} KiB of JSON are accepted"
         )
-    _reject_nul(value)
     return text
 
 
@@ -207,9 +207,13 @@ def _checked_scale(given: Mapping[str, Any]) -> tuple[float, float]:
     bounds = []
     for name, default in (("scale_min", 1.0), ("scale_max", 5.0)):
         value = given.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        try:
+            bound = math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
+        except OverflowError:  # an integer beyond every float
+            bound = math.inf
+        if not math.isfinite(bound):
             raise InvalidInputError(name, "expected a finite number")
-        bounds.append(float(value))
+        bounds.append(bound)
     if bounds[0] >= bounds[1]:
         raise InvalidInputError(
             "scale_max", "the scale is upside down: scale_max must be greater than scale_min"

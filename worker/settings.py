@@ -12,38 +12,63 @@ from producers.settings import ProducerSettings
 class ScoringSettings(ProducerSettings):
     """Everything that ops can set, each as ``SCORING_…`` in the environment."""
 
-    slots: int = Field(default=100, ge=1, le=10_000, description="answers that one process scores at the same time")
-    lease_seconds: float = Field(
-        default=30.0, ge=1, le=3600, description="how long an answer stays with a worker that stopped renewing, seconds"
+    slots: int = Field(
+        default=100, ge=1, le=10_000, description="answers that one process scores at the same time"
     )
-    renew_seconds: float = Field(default=10.0, gt=0, description="pause between two renewals of the leases, seconds")
+    lease_seconds: float = Field(
+        default=30.0,
+        ge=1,
+        le=3600,
+        description="how long an answer stays with a worker that stopped renewing, seconds",
+    )
+    renew_seconds: float = Field(
+        default=10.0, gt=0, description="pause between two renewals of the leases, seconds"
+    )
     sweep_seconds: float = Field(default=1.5, gt=0, le=60, description="pause between two sweeps, seconds")
     answer_seconds: float = Field(
-        default=120.0, ge=1, le=3600, description="longest time for scoring one answer, repair included, seconds"
+        default=120.0,
+        ge=1,
+        le=3600,
+        description="longest time for scoring one answer, repair included, seconds",
     )
     grace_seconds: float = Field(
-        default=25.0, ge=0, le=3600, description="time to finish answers after SIGTERM before they are handed back, seconds"
+        default=25.0,
+        ge=0,
+        le=3600,
+        description="time to finish answers after SIGTERM before they are handed back, seconds",
     )
-    max_attempts: int = Field(default=5, ge=1, le=100, description="failed attempts after which an answer is dead")
+    max_attempts: int = Field(
+        default=5, ge=1, le=100, description="failed attempts after which an answer is dead"
+    )
     poll_seconds: float = Field(
-        default=0.5, gt=0, le=10, description="pause between two looks at the queue when nobody wakes us, seconds"
+        default=0.5,
+        gt=0,
+        le=10,
+        description="pause between two looks at the queue when nobody wakes us, seconds",
     )
 
     scorer: str = Field(default="llm", description="llm, lexical, or package.module:factory for your own")
     llm_provider: Literal["openai", "anthropic"] = Field(
-        default="openai", description="protocol of the model server: openai (also vLLM, Ollama, …) or anthropic"
+        default="openai",
+        description="protocol of the model server: openai (also vLLM, Ollama, …) or anthropic",
     )
     llm_model: str = Field(default="", description="name of the model, as its server calls it")
     llm_api_key: SecretStr | None = Field(default=None, description="key for the model server")
-    llm_base_url: str | None = Field(default=None, description="URL of the model server, where it is not the provider's")
-    llm_timeout_seconds: float = Field(default=60.0, gt=0, le=3600, description="longest wait for one reply, seconds")
+    llm_base_url: str | None = Field(
+        default=None, description="URL of the model server, where it is not the provider's"
+    )
+    llm_timeout_seconds: float = Field(
+        default=60.0, gt=0, le=3600, description="longest wait for one reply, seconds"
+    )
     llm_max_output_tokens: int = Field(default=1024, ge=64, le=100_000, description="longest reply, tokens")
     llm_temperature: float | None = Field(
         default=None, ge=0, le=2, description="sampling temperature; unset: the model's own default"
     )
 
     log_format: Literal["console", "json"] = Field(default="console", description="console or json")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="least level that is logged")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="least level that is logged"
+    )
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:

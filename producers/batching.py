@@ -1,0 +1,141 @@
+"""Store submissions together: while one batch is being committed, the next one gathers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from producers.errors import ProducerClosedError
+from storage import submit_responses
+from storage.errors import StorageError, StorageUnavailableError
+from storage.translation import translated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from storage.validation import Submission
+
+logger = logging.getLogger(__name__)
+
+# Rows in one statement. Beyond some hundreds the gain per row is gone, and each waits for all.
+MAX_BATCH = 500
+# A connection that died while idle, a deadlock victim, a fail-over that is just ending: worth so many more
+# tries, with so long a pause, before the student hears of it. The submission key makes each harmless.
+RETRY_PAUSES_SECONDS = (0.02, 0.2, 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    submission: Submission
+    stored: asyncio.Future[dict[str, Any]]
+
+
+class SubmissionBatcher:
+    """Commits submissions in batches. At low load a batch holds one submission, and nothing waits."""
+
+    def __init__(self, engine: AsyncEngine, announce: Callable[[list[int]], None]) -> None:
+        # One statement is one transaction: autocommit saves the round trips of BEGIN and COMMIT.
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._announce = announce
+        self._waiting: list[_Waiting] = []
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def submit(self, submission: Submission) -> dict[str, Any]:
+        """Store one submission with whatever else is being submitted now.
+
+        Cancelling the caller takes the submission out of the batch that gathers; one that is being committed
+        is stored and announced all the same.
+
+        Args:
+            submission: Checked, with a submission key.
+
+        Returns:
+            The stored row, after its commit.
+
+        Raises:
+            StorageError: It was not stored, or (StorageUnavailableError) perhaps: repeating it with the same
+                submission key is safe.
+            ProducerClosedError: The batcher was closed; nothing was stored.
+        """
+        if self._closed:
+            raise ProducerClosedError
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(submission, loop.create_future())
+        self._waiting.append(waiting)
+        if self._task is None or self._task.done():
+            self._task = loop.create_task(self._run(), name="scoring-submissions")
+        return await waiting.stored
+
+    async def close(self) -> None:
+        """Refuse new submissions and commit those that wait."""
+        self._closed = True
+        if self._task is not None:
+            await asyncio.wait({self._task})
+
+    async def _run(self) -> None:
+        while self._waiting:
+            batch = [waiting for waiting in self._waiting[:MAX_BATCH] if not waiting.stored.done()]
+            del self._waiting[:MAX_BATCH]
+            try:
+                await self._store(batch)
+            except BaseException as exc:
+                # Whoever waits must hear of it, even when this task is cancelled with its event loop.
+                _refuse(batch + self._waiting, exc)
+                self._waiting.clear()
+                if not isinstance(exc, Exception):
+                    raise
+                logger.exception("Storing a batch of submissions failed in a way that was not foreseen.")
+
+    async def _store(self, batch: list[_Waiting]) -> None:
+        """Store a batch; where it is refused, store its halves, until only the bad submissions fail."""
+        if not batch:
+            return
+        try:
+            rows = await self._insert(batch)
+        except StorageUnavailableError as exc:
+            _refuse(batch, exc)
+        except Exception as exc:  # noqa: BLE001 - one bad row fails a whole statement, in ways nobody can list
+            if len(batch) == 1:
+                _refuse(batch, exc)
+                return
+            middle = len(batch) // 2
+            await self._store(batch[:middle])
+            await self._store(batch[middle:])
+        else:
+            self._announce([row["response_id"] for row in rows])
+            for waiting, row in zip(batch, rows, strict=True):
+                if not waiting.stored.done():
+                    waiting.stored.set_result(row)
+
+    async def _insert(self, batch: list[_Waiting]) -> list[dict[str, Any]]:
+        submissions = [waiting.submission for waiting in batch]
+        for pause_seconds in (*RETRY_PAUSES_SECONDS, None):
+            try:
+                with translated():
+                    async with self._engine.connect() as conn:
+                        return await submit_responses(conn, submissions)
+            except StorageUnavailableError:
+                if pause_seconds is None:
+                    raise
+                await asyncio.sleep(pause_seconds)
+        raise AssertionError  # the last round returns or raises
+
+
+def _refuse(batch: list[_Waiting], exc: BaseException) -> None:
+    for waiting in batch:
+        if waiting.stored.done():
+            continue
+        if isinstance(exc, asyncio.CancelledError):
+            waiting.stored.cancel()
+        elif isinstance(exc, StorageUnavailableError) or not isinstance(exc, StorageError):
+            # One error object for many waiters would grow a traceback with each of them.
+            refusal = StorageUnavailableError(str(exc) if isinstance(exc, StorageError) else None)
+            refusal.__cause__ = exc
+            waiting.stored.set_exception(refusal)
+        else:
+            waiting.stored.set_exception(exc)

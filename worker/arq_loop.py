@@ -1,0 +1,184 @@
+"""arq's worker, driven by a loop of our own.
+
+arq's ``main()`` ends when Redis does, polls on a fixed beat, and picks messages whether or not there is room
+for the work. This loop polls when it is woken, only while there is room, and survives whatever Redis does.
+What arq does with a message, ``_poll_iteration`` and ``run_job``, stays arq's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+from arq.connections import ArqRedis
+from arq.worker import Worker
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from producers.contract import QUEUE_NAME, WAKE_CHANNEL, deserialize, serialize
+from worker.jobs import JOB_TIMEOUT_SECONDS, functions
+from worker.outage import Outage
+
+if TYPE_CHECKING:
+    from worker.runtime import Runtime
+    from worker.settings import ScoringSettings
+
+logger = logging.getLogger(__name__)
+
+# Messages that are run at the same time. Each is over in milliseconds, and arq walks over all of them at
+# every poll: few are enough.
+MAX_JOBS = 8
+HEALTH_SECONDS = 30
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 1.0
+# How long the listener waits for a wake-up before it makes sure that its connection lives.
+LISTEN_SECONDS = 5.0
+
+_CONNECTION_TROUBLE = (RedisConnectionError, RedisTimeoutError, OSError, TimeoutError)
+
+
+class HardenedWorker(Worker):
+    """arq's worker, except that no message can break it.
+
+    Whoever can write to Redis can put anything there. Where arq would raise out of its main loop, and again
+    at the next poll, the message is dropped instead; what it may have named is due in PostgreSQL.
+    """
+
+    async def start_jobs(self, job_ids: list[bytes]) -> None:
+        """Start messages, dropping those whose id is no text."""
+        readable = []
+        for job_id in job_ids:
+            try:
+                job_id.decode()
+            except UnicodeDecodeError:
+                logger.warning("A message with an unreadable id was dropped.")
+                await self.pool.zrem(self.queue_name, job_id)
+            else:
+                readable.append(job_id)
+        await super().start_jobs(readable)
+
+    async def run_job(self, job_id: str, score: int) -> None:
+        """Run one message, dropping it where arq itself fails on it."""
+        try:
+            await super().run_job(job_id, score)
+        except _CONNECTION_TROUBLE:
+            raise
+        except Exception as exc:  # noqa: BLE001 - whatever a forged message can provoke
+            logger.warning("A message that arq cannot run was dropped.", extra={"error": type(exc).__name__})
+            await self.finish_failed_job(job_id, None)
+
+    async def poll_once(self) -> None:
+        """Look at the queue once, start what is there, and reap what has ended."""
+        await self._poll_iteration()
+
+    async def finish(self, timeout_seconds: float) -> None:
+        """Wait for the messages that are being run, and close the connections."""
+        if running := set(self.tasks.values()):
+            await asyncio.wait(running, timeout=timeout_seconds)
+        for task in self.tasks.values():
+            task.cancel()
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        await self.pool.aclose()
+
+
+def arq_options() -> dict[str, Any]:
+    """What ``scoring worker`` and ``arq worker.main.WorkerSettings`` have in common."""
+    return {
+        "functions": functions(),
+        "queue_name": QUEUE_NAME,
+        "max_jobs": MAX_JOBS,
+        "job_timeout": JOB_TIMEOUT_SECONDS,
+        "keep_result": 0,
+        "health_check_interval": HEALTH_SECONDS,
+        "health_check_key": f"{QUEUE_NAME}:health:{socket.gethostname()}:{os.getpid()}",
+        "job_serializer": serialize,
+        "job_deserializer": deserialize,
+        "log_results": False,
+    }
+
+
+def connect_arq(settings: ScoringSettings) -> ArqRedis:
+    """Make arq's Redis client with the time-outs that ``RedisSettings`` cannot express."""
+    client: ArqRedis = ArqRedis.from_url(
+        settings.redis_url.get_secret_value(),
+        socket_timeout=settings.redis_timeout_seconds,
+        socket_connect_timeout=settings.redis_timeout_seconds,
+        socket_keepalive=True,
+        retry=Retry(NoBackoff(), 1),
+        health_check_interval=int(LISTEN_SECONDS),
+        client_name="assessment-scoring-worker",
+    )
+    client.job_serializer = serialize
+    client.job_deserializer = deserialize
+    client.default_queue_name = QUEUE_NAME
+    return client
+
+
+class ArqLoop:
+    """Polls arq's queue while there is room, at once when woken."""
+
+    def __init__(self, runtime: Runtime, settings: ScoringSettings) -> None:
+        self._runtime = runtime
+        self._settings = settings
+        self._woken = asyncio.Event()
+        self._outage = Outage("Redis", "Due answers are taken by the sweep alone.")
+        self._picks = True
+        runtime.on_room = self._room_again
+
+    async def run(self) -> None:
+        """Poll until cancelled, whatever happens to Redis."""
+        pause_seconds = FIRST_PAUSE_SECONDS
+        while True:
+            redis = connect_arq(self._settings)
+            worker = HardenedWorker(redis_pool=redis, handle_signals=False, **arq_options())
+            worker.ctx["runtime"] = self._runtime
+            listener = asyncio.create_task(self._listen(redis), name="listener")
+            try:
+                await self._poll(worker)
+            except (RedisError, *_CONNECTION_TROUBLE) as exc:
+                self._outage.met(exc)
+            except Exception as exc:
+                logger.exception("Polling failed in a way that was not foreseen.")
+                self._outage.met(exc)
+            finally:
+                # Never let go of a message that is being run: it may be leasing.
+                listener.cancel()
+                await asyncio.gather(listener, return_exceptions=True)
+                await asyncio.shield(worker.finish(JOB_TIMEOUT_SECONDS))
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(LONGEST_PAUSE_SECONDS, pause_seconds * 2)
+
+    async def _poll(self, worker: HardenedWorker) -> None:
+        while True:
+            self._woken.clear()
+            worker.allow_pick_jobs = self._picks = self._runtime.intake.wants_messages
+            await worker.poll_once()
+            self._outage.over()
+            try:
+                await asyncio.wait_for(self._woken.wait(), self._settings.poll_seconds)
+            except TimeoutError:
+                continue
+
+    def _room_again(self) -> None:
+        # Only where the last look was in vain: not every answer that is finished is worth a look at Redis.
+        if not self._picks:
+            self._woken.set()
+
+    async def _listen(self, redis: ArqRedis) -> None:
+        """Wake the loop whenever somebody rings; without a connection, the loop's own beat must do."""
+        while True:
+            try:
+                async with redis.pubsub() as subscription:
+                    await subscription.subscribe(WAKE_CHANNEL)
+                    while True:
+                        if await subscription.get_message(
+                            ignore_subscribe_messages=True, timeout=LISTEN_SECONDS
+                        ):
+                            self._woken.set()
+            except (RedisError, *_CONNECTION_TROUBLE):
+                await asyncio.sleep(LONGEST_PAUSE_SECONDS)

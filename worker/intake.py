@@ -1,0 +1,276 @@
+"""The intake: decides what a free slot takes next, and leases it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from producers.contract import Drain
+from storage.leases import bury_lost, lease_handoffs, pull_handoffs, pull_suspect
+from storage.translation import translated
+from worker.leased import Lease
+from worker.outage import Outage
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+    from worker.breaker import Breaker
+    from worker.pool import ScoringPool
+    from worker.question_cache import QuestionCache
+    from worker.renewer import Renewer
+    from worker.settler import Settler
+
+logger = logging.getLogger(__name__)
+
+# Pull when a sixteenth of the slots is free: small enough to keep them busy, large enough to share the cost
+# of a statement.
+PULL_SHARE = 16
+# The bulk lane never holds more of the slots than this, so that a live answer always finds one.
+BULK_SHARE = 0.8
+# With PostgreSQL away, look again after so long.
+RETRY_SECONDS = 0.5
+
+
+class Intake:
+    """Fills the pool: from messages, and by pulling while it knows of more.
+
+    Args:
+        engine: Where the tables are.
+        pool: What is filled.
+        breaker: May allow less than there are free slots.
+        settler: While it has trouble, nothing is taken.
+        renewer: The same.
+        questions: What the answers are scored against.
+        ring: Rings for another worker; must not raise.
+        lease_seconds: How long leases last.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        pool: ScoringPool,
+        breaker: Breaker,
+        settler: Settler,
+        renewer: Renewer,
+        questions: QuestionCache,
+        ring: Callable[[Drain], None],
+        lease_seconds: float,
+    ) -> None:
+        # A lease is one statement: autocommit saves two round trips before an answer is picked up.
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._pool = pool
+        self._breaker = breaker
+        self._settler = settler
+        self._renewer = renewer
+        self._questions = questions
+        self._ring = ring
+        self._lease_seconds = lease_seconds
+        self._more: set[str] = set()  # lanes that are known to hold more
+        self._wanted_alone = False
+        self._alone = False
+        self._reserved = 0
+        self._stopped = False
+        self._changed = asyncio.Event()
+        self._leasing: set[asyncio.Task[int]] = set()
+        self._outage = Outage("PostgreSQL", "No answer is taken until it is back.")
+
+    @property
+    def allowance(self) -> int:
+        """How many answers may be taken now."""
+        if self._stopped or self._alone or self._settler.troubled or self._renewer.troubled:
+            return 0
+        return max(0, self._breaker.allowance(self._pool.free_slots) - self._reserved)
+
+    @property
+    def wants_messages(self) -> bool:
+        """Whether a message is worth reading: not for a single slot while a pull will fill many."""
+        return self.allowance >= (self._worth_pulling if "live" in self._more else 1)
+
+    @property
+    def _worth_pulling(self) -> int:
+        return 1 if self._breaker.is_open else max(1, self._pool.slots // PULL_SHARE)
+
+    @property
+    def note(self) -> str | None:
+        """Why less is taken than could be, for people."""
+        if self._stopped:
+            return "stopping"
+        if self._settler.troubled or self._renewer.troubled or self._outage.ongoing:
+            return "PostgreSQL is away"
+        if self._breaker.is_open:
+            return f"breaker open: {self._breaker.reason}"
+        return "scoring a suspicious answer alone" if self._alone else None
+
+    def changed(self) -> None:
+        """Something changed that may allow more: a slot is free, a pause is over."""
+        self._changed.set()
+
+    async def take(self, response_ids: Sequence[int]) -> int:
+        """Lease what a message names, as far as there are slots; the rest is left to whoever has some.
+
+        Returns:
+            How many were taken.
+        """
+        room = self.allowance
+        if len(response_ids) > room:
+            self.more("live")
+            self._ring(Drain(lane="live"))
+        if room == 0:
+            return 0
+
+        async def by_ids(conn: AsyncConnection) -> list[dict[str, Any]]:
+            return await lease_handoffs(
+                conn,
+                response_ids=response_ids,
+                lease_token=uuid4(),
+                lease_seconds=self._lease_seconds,
+                limit=room,
+            )
+
+        return await self._lease(by_ids, room)
+
+    def more(self, lane: str) -> None:
+        """Remember that a lane holds more, and pull as soon as there is room."""
+        if lane == "suspect":
+            self._wanted_alone = True
+        else:
+            self._more.add(lane)
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Pull for ever, whenever more is known and there is room."""
+        while True:
+            # Cleared first: what changes while we pull must bring us back.
+            self._changed.clear()
+            try:
+                if self._wanted_alone:
+                    await self._score_alone()
+                while await self._pull():
+                    pass
+            except Exception as exc:  # noqa: BLE001 - whatever it is, the next round must come
+                self._outage.met(exc)
+            await self._wait_for_change()
+
+    async def stop(self) -> None:
+        """Take nothing any more, and wait for the leases that are being taken."""
+        self._stopped = True
+        self._changed.set()
+        if self._leasing:
+            await asyncio.wait(set(self._leasing))
+
+    async def _wait_for_change(self) -> None:
+        pause_seconds = self._breaker.seconds_until_probe()
+        if self._outage.ongoing or self._settler.troubled or self._renewer.troubled:
+            pause_seconds = RETRY_SECONDS
+        try:
+            await asyncio.wait_for(self._changed.wait(), pause_seconds)
+        except TimeoutError:
+            return
+
+    async def _pull(self) -> bool:
+        """Pull once from the first lane that has more.
+
+        Returns:
+            Whether it is worth doing again at once.
+        """
+        room = self.allowance
+        for lane in ("live", "bulk"):
+            if lane not in self._more:
+                continue
+            if lane == "bulk":
+                room = min(room, int(self._pool.slots * BULK_SHARE) - self._pool.in_lane("bulk"))
+            if room < self._worth_pulling:
+                return False
+            # Forgotten first: a bell that rings while we pull counts for the next time.
+            self._more.discard(lane)
+            try:
+                taken = await self._pull_from(lane, room)
+            except Exception:
+                self._more.add(lane)
+                raise
+            if taken == room:
+                self._more.add(lane)
+            return True
+        return False
+
+    async def _pull_from(self, lane: str, room: int) -> int:
+        async def by_lane(conn: AsyncConnection) -> list[dict[str, Any]]:
+            return await pull_handoffs(
+                conn, lane=lane, lease_token=uuid4(), lease_seconds=self._lease_seconds, limit=room
+            )
+
+        return await self._lease(by_lane, room)
+
+    async def _score_alone(self) -> None:
+        """Score one suspicious answer with nothing else in this process's hands, and reopen."""
+        self._alone = True
+        try:
+            if self._leasing:
+                await asyncio.wait(set(self._leasing))
+            await self._until_empty()
+            if self._stopped:
+                return
+            self._wanted_alone = False
+
+            async def suspect(conn: AsyncConnection) -> list[dict[str, Any]]:
+                for buried in await bury_lost(conn, lease_seconds=self._lease_seconds):
+                    logger.error("An answer stopped its workers too often and is dead now.", extra=buried)
+                found = await pull_suspect(conn, lease_token=uuid4(), lease_seconds=self._lease_seconds)
+                return [] if found is None else [found]
+
+            if await self._lease(suspect, 1):
+                await self._until_empty()
+        finally:
+            self._alone = False
+
+    async def _until_empty(self) -> None:
+        while not (self._pool.holds_nothing or self._stopped):
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _lease(
+        self, statement: Callable[[AsyncConnection], Awaitable[list[dict[str, Any]]]], room: int
+    ) -> int:
+        """Run a lease statement and start what it returns.
+
+        In a task of its own: whoever asks may be cancelled, but a lease that was granted must be started or
+        handed back, or its answer would wait until the lease runs out.
+        """
+        self._reserved += room
+        task = asyncio.get_running_loop().create_task(self._lease_and_start(statement, room), name="lease")
+        self._leasing.add(task)
+        task.add_done_callback(self._lease_ended)
+        return await asyncio.shield(task)
+
+    def _lease_ended(self, task: asyncio.Task[int]) -> None:
+        self._leasing.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever asked may be gone; then nobody else would fetch it
+
+    async def _lease_and_start(
+        self, statement: Callable[[AsyncConnection], Awaitable[list[dict[str, Any]]]], room: int
+    ) -> int:
+        leases: list[Lease] = []
+        started: set[int] = set()
+        try:
+            with translated():
+                async with self._engine.connect() as conn:
+                    leases = [Lease.from_row(row) for row in await statement(conn)]
+                questions = await self._questions.get(lease.question_digest for lease in leases)
+            self._reserved -= room
+            room = 0
+            for lease in leases:
+                self._pool.start(lease, questions[lease.question_digest])
+                started.add(lease.handoff_id)
+        finally:
+            self._reserved -= room
+            for lease in leases:
+                if lease.handoff_id not in started:
+                    self._pool.give_back(lease)
+        self._outage.over()
+        return len(leases)

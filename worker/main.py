@@ -1,0 +1,94 @@
+"""The worker process, as ``scoring worker`` and as ``arq worker.main.WorkerSettings``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from typing import TYPE_CHECKING, Any
+
+from arq.connections import RedisSettings
+
+from worker.arq_loop import ArqLoop, arq_options
+from worker.runtime import Runtime
+from worker.settings import ScoringSettings
+
+if TYPE_CHECKING:
+    from worker.scorers.protocol import Scorer
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerBrokenError(RuntimeError):
+    """A loop of the worker ended by itself; the log says which and why."""
+
+
+async def run_worker(settings: ScoringSettings, *, scorer: Scorer | None = None) -> None:
+    """Run a worker until SIGTERM or SIGINT; a second signal ends the grace time.
+
+    Args:
+        settings: What ops set.
+        scorer: In place of the one that the settings name, for tests and benchmarks.
+
+    Raises:
+        InvalidSettingsError: The scorer cannot be made from the settings.
+        StorageError: PostgreSQL is away, refuses the login or is not migrated.
+        WorkerBrokenError: A loop ended by itself; everything was handed back.
+    """
+    runtime = Runtime(settings, scorer=scorer)
+    stop = asyncio.Event()
+    failed = asyncio.Event()
+
+    def stop_or_hurry() -> None:
+        if stop.is_set():
+            runtime.hurry.set()
+        stop.set()
+
+    def fail() -> None:
+        failed.set()
+        runtime.hurry.set()
+        stop.set()
+
+    runtime.on_failure = fail
+    loop = asyncio.get_running_loop()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, stop_or_hurry)
+    try:
+        await runtime.start()
+    except BaseException:
+        await runtime.close()
+        raise
+    polling = asyncio.create_task(ArqLoop(runtime, settings).run(), name="arq")
+    logger.info(
+        "The worker is ready.", extra={"slots": settings.slots, "worker_id": str(runtime.heartbeat.worker_id)}
+    )
+    await stop.wait()
+    logger.info("The worker stops.", extra={"grace_seconds": settings.grace_seconds})
+    polling.cancel()
+    await asyncio.gather(runtime.stop(), polling, return_exceptions=True)
+    if failed.is_set():
+        raise WorkerBrokenError
+
+
+async def _start(ctx: dict[str, Any]) -> None:
+    ctx["runtime"] = Runtime(ScoringSettings.from_environment())
+    await ctx["runtime"].start()
+
+
+async def _stop(ctx: dict[str, Any]) -> None:
+    if "runtime" in ctx:
+        await ctx["runtime"].stop()
+
+
+def __getattr__(name: str) -> Any:
+    """Make ``WorkerSettings`` when arq asks for it, and not at import: it reads the environment."""
+    if name != "WorkerSettings":
+        raise AttributeError(name)
+    settings = ScoringSettings.from_environment()
+    options = arq_options() | {
+        "redis_settings": RedisSettings.from_dsn(settings.redis_url.get_secret_value()),
+        "poll_delay": settings.poll_seconds,
+        "on_startup": _start,
+        "on_shutdown": _stop,
+    }
+    return type("WorkerSettings", (), options)

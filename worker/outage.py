@@ -1,0 +1,44 @@
+"""One log line when trouble begins and one when it ends, however often it is met in between."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from storage.errors import StorageError
+
+logger = logging.getLogger(__name__)
+
+
+class Outage:
+    """Remembers whether something is away.
+
+    Args:
+        what: What may be away, as the start of a sentence: "PostgreSQL", "Redis".
+        consequence: What that means meanwhile, as a whole sentence.
+    """
+
+    def __init__(self, what: str, consequence: str) -> None:
+        self._what = what
+        self._consequence = consequence
+        self._since: float | None = None
+
+    @property
+    def ongoing(self) -> bool:
+        """Whether it is away now."""
+        return self._since is not None
+
+    def met(self, exc: BaseException) -> None:
+        """It failed. Logged the first time only; never with a driver's message, which may quote secrets."""
+        if self._since is None:
+            self._since = time.monotonic()
+            detail = str(exc) if isinstance(exc, StorageError) else type(exc).__name__
+            logger.warning("%s is away. %s", self._what, self._consequence, extra={"error": detail})
+
+    def over(self) -> None:
+        """It works."""
+        if self._since is not None:
+            logger.info(
+                "%s is back.", self._what, extra={"seconds": round(time.monotonic() - self._since, 1)}
+            )
+            self._since = None

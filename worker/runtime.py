@@ -1,0 +1,187 @@
+"""One place composes the worker process: settings, connections, pool and the loops around it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
+
+from producers.bell import Bell, connect_redis
+from storage import create_engine
+from storage.errors import StorageError
+from worker.breaker import Breaker
+from worker.claiming import Claimer
+from worker.heartbeat import Heartbeat
+from worker.intake import Intake
+from worker.outage import Outage
+from worker.pool import ScoringPool
+from worker.question_cache import QuestionCache
+from worker.renewer import Renewer
+from worker.scorers.factory import build_scorer
+from worker.settler import Settler
+from worker.sweep import Sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+    from typing import Any
+
+    from producers.contract import Drain
+    from worker.scorers.protocol import Scorer
+    from worker.settings import ScoringSettings
+
+logger = logging.getLogger(__name__)
+
+# After the grace time: so long for writing what is finished and handing back what is not.
+LAST_WRITES_SECONDS = 10.0
+
+
+class Runtime:
+    """Everything that a worker process runs besides arq's own loop.
+
+    Args:
+        settings: What ops set.
+        scorer: In place of the one that the settings name, for tests and benchmarks.
+    """
+
+    def __init__(self, settings: ScoringSettings, *, scorer: Scorer | None = None) -> None:
+        self.settings = settings
+        self._scorer = scorer or build_scorer(settings)
+        self.engine = create_engine(
+            settings.database_url.get_secret_value(),
+            pool_size=settings.database_pool_size,
+            timeout_seconds=settings.database_timeout_seconds,
+            pgbouncer=settings.pgbouncer,
+        )
+        self._redis = connect_redis(
+            settings.redis_url.get_secret_value(), timeout_seconds=settings.redis_timeout_seconds
+        )
+        self.bell = Bell(self._redis)
+        self.breaker = Breaker()
+        self.settler = Settler(self.engine, max_attempts=settings.max_attempts, on_done=self._done)
+        self.pool = ScoringPool(
+            scorer=self._scorer,
+            settler=self.settler,
+            breaker=self.breaker,
+            slots=settings.slots,
+            answer_seconds=settings.answer_seconds,
+            max_attempts=settings.max_attempts,
+            on_change=self._changed,
+        )
+        self.renewer = Renewer(
+            self.engine,
+            self.pool,
+            self.settler,
+            lease_seconds=settings.lease_seconds,
+            renew_seconds=settings.renew_seconds,
+        )
+        self.intake = Intake(
+            self.engine,
+            pool=self.pool,
+            breaker=self.breaker,
+            settler=self.settler,
+            renewer=self.renewer,
+            questions=QuestionCache(self.engine),
+            ring=self._ring,
+            lease_seconds=settings.lease_seconds,
+        )
+        self.claimer = Claimer(self.engine)
+        self.sweep = Sweep(
+            self.engine,
+            bell=self.bell,
+            intake=self.intake,
+            claimer=self.claimer,
+            lease_seconds=settings.lease_seconds,
+            sweep_seconds=settings.sweep_seconds,
+        )
+        self.heartbeat = Heartbeat(self.engine, self.pool, self.intake)
+        self.hurry = asyncio.Event()
+        # Replaced by whoever runs this: what to do when there is room again, and when a loop breaks.
+        self.on_room: Callable[[], None] = lambda: None
+        self.on_failure: Callable[[], None] = self.hurry.set
+        self._postgres = Outage("PostgreSQL", "What messages name is found by the sweep when it is back.")
+        self._loops: list[asyncio.Task[None]] = []
+        self._rings: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Check that the database is ours, and start the loops.
+
+        Raises:
+            StorageError: PostgreSQL is away, refuses the login, or is not migrated; the message says what to do.
+        """
+        await self.heartbeat.run_once()
+        loops: dict[str, Coroutine[Any, Any, None]] = {
+            "settler": self.settler.run(),
+            "renewer": self.renewer.run(),
+            "intake": self.intake.run(),
+            "sweep": self.sweep.run(),
+            "heartbeat": self.heartbeat.run(),
+        }
+        self._loops = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
+        for task in self._loops:
+            task.add_done_callback(self._loop_ended)
+
+    async def take(self, response_ids: Sequence[int]) -> None:
+        """Take what a message names; with PostgreSQL away, leave it to the sweep."""
+        try:
+            await self.intake.take(response_ids)
+        except StorageError as exc:
+            self._postgres.met(exc)
+            self.intake.more("live")
+        else:
+            self._postgres.over()
+
+    async def stop(self) -> None:
+        """Take nothing new, finish what can be finished, hand the rest back, close everything.
+
+        Bounded by the grace time and some seconds; with PostgreSQL away, what could not be written is lost
+        with this process, and its leases run out.
+        """
+        await self.intake.stop()
+        await self.pool.stop(self.settings.grace_seconds, self.hurry)
+        try:
+            await asyncio.wait_for(self.settler.wait_idle(), LAST_WRITES_SECONDS)
+        except TimeoutError:
+            logger.error(  # noqa: TRY400 - the time-out itself tells nothing
+                "PostgreSQL is away; finished scores could not be written and will be scored again."
+            )
+        for task in self._loops:
+            task.remove_done_callback(self._loop_ended)
+            task.cancel()
+        await asyncio.gather(*self._loops, *self._rings, return_exceptions=True)
+        await self.heartbeat.leave()
+        await self.close()
+        logger.info("The worker has stopped.", extra=dict(self.settler.counts))
+
+    async def close(self) -> None:
+        """Close connections; nothing else is stopped."""
+        await self._scorer.aclose()
+        await self._redis.aclose()
+        await self.engine.dispose()
+
+    def _done(self, handoff_id: int) -> None:
+        self.pool.done(handoff_id)
+
+    def _changed(self) -> None:
+        self.intake.changed()
+        if self.intake.wants_messages:
+            self.on_room()
+
+    def _ring(self, drain: Drain) -> None:
+        """Ring for another worker, in the background; the sweep rings too, a little later."""
+        task = asyncio.get_running_loop().create_task(self._ring_quietly(drain))
+        self._rings.add(task)
+        task.add_done_callback(self._rings.discard)
+
+    async def _ring_quietly(self, drain: Drain) -> None:
+        try:
+            await self.bell.ring([drain])
+        except (RedisError, OSError, TimeoutError):
+            logger.debug("The bell could not be rung.")
+
+    def _loop_ended(self, task: asyncio.Task[None]) -> None:
+        """A loop that ends is a bug; a worker without it would look alive and do nothing."""
+        if not task.cancelled():
+            logger.critical("The %s has ended; the worker stops.", task.get_name(), exc_info=task.exception())
+            self.on_failure()

@@ -1,0 +1,170 @@
+"""The settler: performs decisions, many in one commit."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from sqlalchemy.exc import DataError, IntegrityError
+
+from storage.errors import InvalidInputError, StorageError
+from storage.settlements import (
+    bury_handoffs,
+    fail_handoffs,
+    hand_back_handoffs,
+    postpone_handoffs,
+    settle_handoffs,
+)
+from storage.translation import translated
+from worker.decisions import Bury, Fail, HandBack, Postpone, Settle, handoff_of, unstorable
+from worker.outage import Outage
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+    from storage.settlements import Release
+    from worker.decisions import Transition
+    from worker.leased import Lease
+
+logger = logging.getLogger(__name__)
+
+# Rows in one statement; more would only make the first of them wait.
+MAX_BATCH = 500
+# Finished scores are worth waiting for: tried again for ever, at this pace.
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 2.0
+
+_RELEASING: dict[
+    type[Transition], Callable[[AsyncConnection, Sequence[Release]], Awaitable[frozenset[int]]]
+] = {
+    Postpone: postpone_handoffs,
+    Fail: fail_handoffs,
+    Bury: bury_handoffs,
+    HandBack: hand_back_handoffs,
+}
+
+
+class Settler:
+    """Writes scores and releases; while one commit is in flight, the next batch gathers.
+
+    What PostgreSQL cannot take now is kept in memory and written when it is back: a score that was paid for
+    is lost only with the process.
+
+    Args:
+        engine: Where the tables are.
+        max_attempts: For the attempt that fails because its score cannot be stored.
+        on_done: Told about every handoff that this worker is done with.
+    """
+
+    def __init__(self, engine: AsyncEngine, *, max_attempts: int, on_done: Callable[[int], None]) -> None:
+        # Every flush is a single statement: autocommit saves two round trips.
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._max_attempts = max_attempts
+        self._on_done = on_done
+        self._waiting: list[tuple[Lease, Transition]] = []
+        self._arrived = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._outage = Outage("PostgreSQL", "Finished scores wait in memory and are written when it is back.")
+        self.counts: Counter[str] = Counter()
+
+    @property
+    def troubled(self) -> bool:
+        """Whether finished work waits for PostgreSQL; nothing new should be taken meanwhile."""
+        return self._outage.ongoing
+
+    def put(self, lease: Lease, transition: Transition) -> None:
+        """Have a transition performed; returns at once."""
+        self._waiting.append((lease, transition))
+        self._idle.clear()
+        self._arrived.set()
+
+    async def wait_idle(self) -> None:
+        """Wait until everything that was put is performed."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Perform what is put, for ever."""
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._waiting:
+                batch = self._waiting[:MAX_BATCH]
+                del self._waiting[:MAX_BATCH]
+                for kind in (Settle, Fail, Postpone, Bury, HandBack):
+                    if chosen := [(lease, what) for lease, what in batch if isinstance(what, kind)]:
+                        await self._perform(kind, chosen)
+            self._idle.set()
+
+    async def _perform(self, kind: type[Transition], batch: list[tuple[Lease, Transition]]) -> None:
+        """Perform transitions of one kind. Tries again while PostgreSQL is away; halves what it refuses."""
+        pause_seconds = FIRST_PAUSE_SECONDS
+        doubtful = False  # whether a try before may have been committed without our learning of it
+        while True:
+            try:
+                performed = await self._execute(kind, [what for _, what in batch])
+            except (InvalidInputError, DataError, IntegrityError, ValueError, TypeError):
+                return await self._split(kind, batch)
+            except Exception as exc:
+                # Away, not migrated, no privilege, or something nobody foresaw: all of it can be mended
+                # without losing a score, so none of it uses up an attempt.
+                if not isinstance(exc, StorageError) and not self._outage.ongoing:
+                    logger.exception("Writing results failed in a way that was not foreseen.")
+                self._outage.met(exc)
+                doubtful = True
+                await asyncio.sleep(pause_seconds)
+                pause_seconds = min(LONGEST_PAUSE_SECONDS, pause_seconds * 2)
+            else:
+                self._outage.over()
+                self._account(kind, batch, performed, doubtful=doubtful)
+                return None
+
+    async def _execute(self, kind: type[Transition], batch: list[Transition]) -> frozenset[int]:
+        with translated():
+            async with self._engine.connect() as conn:
+                if kind is Settle:
+                    settlements = [what.settlement for what in batch if isinstance(what, Settle)]
+                    return frozenset(row["handoff_id"] for row in await settle_handoffs(conn, settlements))
+                releases = [what.release for what in batch if not isinstance(what, Settle)]
+                return await _RELEASING[kind](conn, releases)
+
+    async def _split(self, kind: type[Transition], batch: list[tuple[Lease, Transition]]) -> None:
+        """One bad row fails a whole statement: find it, and let only its attempt fail."""
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            await self._perform(kind, batch[:middle])
+            await self._perform(kind, batch[middle:])
+            return
+        lease, _ = batch[0]
+        if kind is Settle:
+            replacement = unstorable(lease, max_attempts=self._max_attempts)
+            logger.error("PostgreSQL refused to store a score.", extra={"response_id": lease.response_id})
+            await self._perform(type(replacement), [(lease, replacement)])
+        else:
+            # Its lease runs out by itself.
+            self._on_done(lease.handoff_id)
+
+    def _account(
+        self,
+        kind: type[Transition],
+        batch: list[tuple[Lease, Transition]],
+        performed: frozenset[int],
+        *,
+        doubtful: bool,
+    ) -> None:
+        for lease, what in batch:
+            name = kind.__name__.lower()
+            if handoff_of(what) in performed:
+                self.counts[name] += 1
+            elif doubtful:
+                self.counts[f"{name}_in_doubt"] += 1
+            else:
+                # Somebody else settled it first, or it was replaced or revoked meanwhile.
+                self.counts[f"{name}_too_late"] += 1
+                logger.info(
+                    "A result came too late and was dropped.", extra={"response_id": lease.response_id}
+                )
+            self._on_done(lease.handoff_id)

@@ -1,0 +1,127 @@
+"""The sweep: the only rescue, and the only way back for what was postponed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
+
+from producers.contract import ClaimResponses, Drain
+from storage.claims import requested_claims
+from storage.leases import bury_lost
+from storage.sweeps import overdue, revive_missed
+from storage.translation import translated
+from worker.outage import Outage
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from producers.bell import Bell
+    from producers.contract import Payload
+    from worker.claiming import Claimer
+    from worker.intake import Intake
+
+logger = logging.getLogger(__name__)
+
+# Younger than this, a handoff is on its way: its message was sent a moment ago.
+OVERDUE_SECONDS = 0.25
+# So many claims are announced by one sweep; the next one announces the next.
+MAX_CLAIMS = 500
+
+
+class Sweep:
+    """Looks every ``sweep_seconds`` for what nobody takes, and rings for it.
+
+    It writes nothing for what is overdue, so a backlog of a million costs it nothing. Where Redis cannot be
+    rung, this worker does by itself what it would have rung for.
+
+    Args:
+        engine: Where the tables are.
+        bell: Rings for whichever worker has room.
+        intake: This worker's own, for when Redis is away.
+        claimer: The same for claims.
+        lease_seconds: How long leases last.
+        sweep_seconds: Pause between two sweeps.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        bell: Bell,
+        intake: Intake,
+        claimer: Claimer,
+        lease_seconds: float,
+        sweep_seconds: float,
+    ) -> None:
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._bell = bell
+        self._intake = intake
+        self._claimer = claimer
+        self._lease_seconds = lease_seconds
+        self._sweep_seconds = sweep_seconds
+        self._revived_up_to = 0
+        self._postgres = Outage("PostgreSQL", "Nothing is swept until it is back.")
+        self._redis = Outage("Redis", "This worker takes by itself what is due; others may do the same.")
+
+    async def run_once(self) -> Counter[str]:
+        """Sweep once.
+
+        Returns:
+            What was found: ``live``, ``bulk`` and ``suspect`` (lanes that were rung for), ``buried``,
+            ``revived`` and ``claims``.
+
+        Raises:
+            StorageUnavailableError: PostgreSQL is away.
+        """
+        counts: Counter[str] = Counter()
+        with translated():
+            async with self._engine.connect() as conn:
+                lanes = await overdue(
+                    conn, lease_seconds=self._lease_seconds, overdue_seconds=OVERDUE_SECONDS
+                )
+                if "lost" in lanes:
+                    counts["buried"] = len(await bury_lost(conn, lease_seconds=self._lease_seconds))
+                counts["revived"], self._revived_up_to = await revive_missed(
+                    conn, after_handoff_id=self._revived_up_to
+                )
+                claim_ids = await requested_claims(conn, age_seconds=OVERDUE_SECONDS, limit=MAX_CLAIMS)
+        drains = [Drain(lane=lane) for lane in ("live", "bulk", "suspect") if lane in lanes]
+        counts.update({drain.lane: 1 for drain in drains})
+        counts["claims"] = len(claim_ids)
+        await self._ring(drains, claim_ids)
+        return counts
+
+    async def _ring(self, drains: list[Drain], claim_ids: list[int]) -> None:
+        payloads: list[Payload] = list(drains)
+        if claim_ids:
+            payloads.append(ClaimResponses(claim_ids=tuple(claim_ids)))
+        if not payloads:
+            return
+        try:
+            await self._bell.ring(payloads)
+        except (RedisError, OSError, TimeoutError) as exc:
+            self._redis.met(exc)
+            for drain in drains:
+                self._intake.more(drain.lane)
+            await self._claimer.apply(claim_ids)
+        else:
+            self._redis.over()
+
+    async def run(self) -> None:
+        """Sweep for ever."""
+        while True:
+            # Workers that were started together must not sweep in step.
+            await asyncio.sleep(self._sweep_seconds * random.uniform(0.8, 1.0))  # noqa: S311 - no secret
+            try:
+                counts = await self.run_once()
+            except Exception as exc:  # noqa: BLE001 - whatever it is, the next sweep must come
+                self._postgres.met(exc)
+            else:
+                self._postgres.over()
+                if any(counts.values()):
+                    logger.debug("The sweep found something.", extra=dict(counts))
