@@ -11,7 +11,6 @@ from producers.batching import SubmissionBatcher
 from producers.bell import Bell, connect_redis
 from producers.errors import ProducerClosedError
 from producers.settings import ProducerSettings
-from storage import create_engine
 from storage.claims import request_claim
 from storage.keys import time_ordered_uuid
 from storage.limits import max_answer_chars
@@ -178,12 +177,7 @@ async def open_producer(
     own_engine = own_redis = None
     if engine is None:
         assert settings is not None  # noqa: S101 - for the type checker
-        engine = own_engine = create_engine(
-            settings.database_url.get_secret_value(),
-            pool_size=settings.database_pool_size,
-            timeout_seconds=settings.database_timeout_seconds,
-            pgbouncer=settings.pgbouncer,
-        )
+        engine = own_engine = settings.engine()
     if redis is None:
         assert settings is not None  # noqa: S101 - for the type checker
         redis = own_redis = connect_redis(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from redis.asyncio.connection import parse_url
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from producers.errors import InvalidSettingsError
+from storage.engine import create_engine
 from storage.limits import DEFAULT_MAX_ANSWER_CHARS
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 ENV_PREFIX = "SCORING_"
 
@@ -27,14 +32,16 @@ def _postgres_url(url: SecretStr) -> SecretStr:
 
 
 def _redis_url(url: SecretStr) -> SecretStr:
-    if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+    try:
+        parse_url(url.get_secret_value())
+    except ValueError:
         msg = "expected redis://:PASSWORD@HOST:PORT/NUMBER (or rediss://, unix://)"
-        raise ValueError(msg)
+        raise ValueError(msg) from None
     return url
 
 
-class ProducerSettings(BaseSettings):
-    """What a web process needs to hand answers over."""
+class DatabaseSettings(BaseSettings):
+    """How to reach PostgreSQL."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX, extra="ignore", frozen=True, hide_input_in_errors=True
@@ -43,23 +50,11 @@ class ProducerSettings(BaseSettings):
     database_url: Annotated[SecretStr, AfterValidator(_postgres_url)] = Field(
         description="PostgreSQL, as postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
     )
-    redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] = Field(
-        description="Redis, as redis://:PASSWORD@HOST:PORT/NUMBER"
-    )
-    max_answer_chars: int = Field(
-        default=DEFAULT_MAX_ANSWER_CHARS,
-        ge=1,
-        le=1_000_000,
-        description="longest answer that is accepted, characters",
-    )
     database_pool_size: int = Field(
         default=5, ge=1, le=100, description="PostgreSQL connections that one process keeps"
     )
     database_timeout_seconds: float = Field(
         default=10.0, gt=0, le=300, description="longest wait for a connection or for one statement, seconds"
-    )
-    redis_timeout_seconds: float = Field(
-        default=2.0, gt=0, le=60, description="longest wait for Redis to connect or to answer, seconds"
     )
     pgbouncer: bool = Field(
         default=False, description="true behind PgBouncer in transaction mode: prepare no named statements"
@@ -79,6 +74,32 @@ class ProducerSettings(BaseSettings):
             return cls()
         except ValidationError as exc:
             raise InvalidSettingsError(explain(exc)) from None  # the cause would show the value
+
+    def engine(self) -> AsyncEngine:
+        """Make an engine from these settings; its owner disposes of it."""
+        return create_engine(
+            self.database_url.get_secret_value(),
+            pool_size=self.database_pool_size,
+            timeout_seconds=self.database_timeout_seconds,
+            pgbouncer=self.pgbouncer,
+        )
+
+
+class ProducerSettings(DatabaseSettings):
+    """What a web process needs to hand answers over."""
+
+    redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] = Field(
+        description="Redis, as redis://:PASSWORD@HOST:PORT/NUMBER"
+    )
+    redis_timeout_seconds: float = Field(
+        default=2.0, gt=0, le=60, description="longest wait for Redis to connect or to answer, seconds"
+    )
+    max_answer_chars: int = Field(
+        default=DEFAULT_MAX_ANSWER_CHARS,
+        ge=1,
+        le=1_000_000,
+        description="longest answer that is accepted, characters",
+    )
 
 
 def explain(exc: ValidationError) -> str:

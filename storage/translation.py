@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # SQLSTATE: https://www.postgresql.org/docs/current/errcodes-appendix.html
-_BY_CONSTRAINT: dict[tuple[str, str], type[UnknownUserError | SubmissionKeyConflictError]] = {
+_BY_CONSTRAINT: dict[tuple[str, str], type[StorageError]] = {
     ("23503", "fk_assessment_responses_user"): UnknownUserError,
     ("23503", "fk_assessment_claims_user"): UnknownUserError,
+    ("23503", "fk_scoring_handoffs_response"): StorageUnavailableError,  # erased while it was to be rescored
     ("23505", "uq_assessment_responses_submission_key"): SubmissionKeyConflictError,
 }
 _BY_STATE: dict[str, type[StorageError]] = {

@@ -208,7 +208,9 @@ def _checked_scale(given: Mapping[str, Any]) -> tuple[float, float]:
     for name, default in (("scale_min", 1.0), ("scale_max", 5.0)):
         value = given.get(name, default)
         try:
-            bound = math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
+            bound = (
+                math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
+            )
         except OverflowError:  # an integer beyond every float
             bound = math.inf
         if not math.isfinite(bound):

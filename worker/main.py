@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from arq.connections import RedisSettings
 
 from worker.arq_loop import ArqLoop, arq_options
+from worker.errors import WorkerBrokenError
 from worker.runtime import Runtime
 from worker.settings import ScoringSettings
 
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
     from worker.scorers.protocol import Scorer
 
 logger = logging.getLogger(__name__)
-
-
-class WorkerBrokenError(RuntimeError):
-    """A loop of the worker ended by itself; the log says which and why."""
 
 
 async def run_worker(settings: ScoringSettings, *, scorer: Scorer | None = None) -> None:

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from storage.limits import MAX_KEY_CHARS, MAX_QUESTION_CHARS
+from worker.errors import WorkerError
 from worker.yaml_nodes import UnreadableYamlError, as_read, line_of, load, node_at, quote_hint, repeated_keys
 
 if TYPE_CHECKING:
@@ -30,13 +31,15 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset({".yaml", ".yml"})
 
 
-class QuestionFileError(Exception):
+class QuestionFileError(WorkerError):
     """The question files are not valid; nothing was read from any of them.
 
     Attributes:
         problems: One sentence for each problem, in the order of the files. A sentence names the file and the
             line, and the question and the field where there is one.
     """
+
+    exit_status = 2
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)

@@ -6,10 +6,10 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from producers.bell import Bell, connect_redis
-from storage import create_engine
+from producers.errors import InvalidSettingsError
 from storage.errors import StorageError
 from worker.breaker import Breaker
 from worker.claiming import Claimer
@@ -48,12 +48,7 @@ class Runtime:
     def __init__(self, settings: ScoringSettings, *, scorer: Scorer | None = None) -> None:
         self.settings = settings
         self._scorer = scorer or build_scorer(settings)
-        self.engine = create_engine(
-            settings.database_url.get_secret_value(),
-            pool_size=settings.database_pool_size,
-            timeout_seconds=settings.database_timeout_seconds,
-            pgbouncer=settings.pgbouncer,
-        )
+        self.engine = settings.engine()
         self._redis = connect_redis(
             settings.redis_url.get_secret_value(), timeout_seconds=settings.redis_timeout_seconds
         )
@@ -108,8 +103,10 @@ class Runtime:
         """Check that the database is ours, and start the loops.
 
         Raises:
+            InvalidSettingsError: Redis refuses the login.
             StorageError: PostgreSQL is away, refuses the login, or is not migrated; the message says what to do.
         """
+        await self._check_redis_login()
         await self.heartbeat.run_once()
         loops: dict[str, Coroutine[Any, Any, None]] = {
             "settler": self.settler.run(),
@@ -121,6 +118,17 @@ class Runtime:
         self._loops = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
         for task in self._loops:
             task.add_done_callback(self._loop_ended)
+
+    async def _check_redis_login(self) -> None:
+        """Refuse to start with a wrong password; a Redis that is merely away is no reason not to."""
+        try:
+            await self._redis.ping()
+        except (AuthenticationError, NoPermissionError):
+            raise InvalidSettingsError("SCORING_REDIS_URL is wrong: Redis refuses this login.") from None
+        except (RedisError, OSError, TimeoutError) as exc:
+            if "NOAUTH" in str(exc):
+                raise InvalidSettingsError("SCORING_REDIS_URL is wrong: Redis asks for a password.") from None
+            logger.warning("Redis is away; due answers are taken by the sweep alone until it is back.")
 
     async def take(self, response_ids: Sequence[int]) -> None:
         """Take what a message names; with PostgreSQL away, leave it to the sweep."""

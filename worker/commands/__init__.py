@@ -1,0 +1,1 @@
+"""The ``scoring`` commands, one module a subject."""

@@ -1,0 +1,121 @@
+"""``scoring dead list|show|retry|dismiss``: answers that nobody will score unless a person acts."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+from typing import Annotated, Any
+
+import typer
+
+from producers.settings import DatabaseSettings
+from storage.dead import dismiss_dead, list_dead, retry_dead
+from worker.commands.database import connection
+from worker.commands.printing import AsJson, console, print_json, table
+
+app = typer.Typer(
+    name="dead", help="Look at answers that could not be scored; retry or dismiss them.", no_args_is_help=True
+)
+
+ResponseIds = Annotated[list[int] | None, typer.Argument(metavar="[RESPONSE_ID]...", help="Which responses.")]
+
+
+def _print_ids(action: str, ids: list[int], *, as_json: bool) -> None:
+    if as_json:
+        print_json({action: ids})
+    else:
+        typer.echo(
+            f"{len(ids):,} {action}." + (f" Responses: {', '.join(map(str, ids[:20]))}" if ids else "")
+        )
+
+
+@app.command("list")
+def list_(
+    *,
+    dismissed: Annotated[bool, typer.Option("--dismissed", help="Also show dismissed ones.")] = False,
+    after: Annotated[int, typer.Option(help="Next page: the last handoff id of the page before.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Rows on a page.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """List dead answers with their reasons, oldest first."""
+
+    async def run() -> list[dict[str, Any]]:
+        async with connection(DatabaseSettings.from_environment()) as conn:
+            return await list_dead(conn, include_dismissed=dismissed, after_handoff_id=after, limit=limit)
+
+    rows = asyncio.run(run())
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        typer.echo("No answer is dead.")
+        return
+    columns = ("response", "handoff", "module", "question", "attempts", "since, UTC", "reason")
+    fields = (
+        "response_id",
+        "handoff_id",
+        "module_slug",
+        "question_id",
+        "attempts",
+        "last_error_at",
+        "last_error",
+    )
+    shown = [[str(row[field]) if field.endswith("_id") else row[field] for field in fields] for row in rows]
+    console().print(table("Dead answers", columns, shown))
+
+
+@app.command()
+def show(response_id: int, *, as_json: AsJson = False) -> None:
+    """Show all that is known about one dead answer, except its text."""
+
+    async def run() -> list[dict[str, Any]]:
+        async with connection(DatabaseSettings.from_environment()) as conn:
+            return await list_dead(conn, response_id=response_id, include_dismissed=True)
+
+    rows = asyncio.run(run())
+    if not rows:
+        typer.echo(f"Response {response_id} is not dead.", err=True)
+        raise typer.Exit(1)
+    if as_json:
+        print_json(rows[0])
+    else:
+        shown = [
+            (name.replace("_", " "), value if name != "response_id" else str(value))
+            for name, value in rows[0].items()
+        ]
+        console().print(table(f"Response {response_id}", ("", ""), shown))
+
+
+@app.command()
+def retry(
+    response_ids: ResponseIds = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="All dead answers (not the dismissed ones).")] = False,
+    reason: Annotated[str | None, typer.Option(help="Only those whose reason contains this text.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Have dead answers scored again, with all their attempts."""
+    if bool(response_ids) == every:
+        raise typer.BadParameter("name responses, or give --all.")
+
+    async def run() -> list[int]:
+        async with connection(DatabaseSettings.from_environment()) as conn:
+            return await retry_dead(conn, response_ids=None if every else response_ids, reason=reason)
+
+    _print_ids("retried", asyncio.run(run()), as_json=as_json)
+
+
+@app.command()
+def dismiss(
+    response_ids: Annotated[list[int], typer.Argument(metavar="RESPONSE_ID...", help="Which responses.")],
+    *,
+    by: Annotated[str | None, typer.Option(help="Who decides; your login name by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Decide that dead answers stay unscored; who decided is kept with the reason."""
+
+    async def run() -> list[int]:
+        async with connection(DatabaseSettings.from_environment()) as conn:
+            return await dismiss_dead(conn, response_ids=response_ids, dismissed_by=by or getpass.getuser())
+
+    _print_ids("dismissed", asyncio.run(run()), as_json=as_json)

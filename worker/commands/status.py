@@ -1,0 +1,116 @@
+"""``scoring status`` and ``scoring verify``."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from producers.settings import DatabaseSettings
+from storage.statistics import COUNT_LIMIT, handoff_statistics
+from storage.workers import list_workers
+from worker.commands.database import connection
+from worker.commands.printing import AsJson, console, print_json, table
+from worker.settings import ScoringSettings
+
+if TYPE_CHECKING:
+    from worker.verification import Finding
+
+_STATES = (
+    ("waiting, live", "waiting_live", "due, for the next free slot"),
+    ("waiting, bulk", "waiting_bulk", "due, after all live ones"),
+    ("leased", "leased", "with a worker"),
+    ("postponed", "postponed", "tried again later"),
+    ("unpublished", "unpublished", "their question is not published yet"),
+    ("dead", "dead", "need a person: scoring dead list"),
+    ("dismissed", "dismissed", "a person decided not to have them scored"),
+    ("claims waiting", "claims_waiting", "answers that are about to change their owner"),
+)
+
+
+def status(*, as_json: AsJson = False) -> None:
+    """Show what waits, what is worked on, what is dead, how fast it goes, and who works."""
+
+    async def run() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        async with connection(DatabaseSettings.from_environment()) as conn:
+            return await handoff_statistics(conn), await list_workers(conn)
+
+    statistics, workers = asyncio.run(run())
+    if as_json:
+        print_json(statistics | {"workers": workers})
+        return
+    out = console()
+    rows = [(label, _bounded(statistics[name]), meaning) for label, name, meaning in _STATES]
+    out.print(table("Answers that await their score", ("state", "answers", "meaning"), rows))
+    oldest = statistics["oldest_waiting_seconds"]
+    out.print(
+        f"Scored within the last minute: {statistics['scored_last_minute']:,}.  "
+        f"Oldest waiting: {'none' if oldest is None else f'{oldest:,.1f} s'}.\n"
+    )
+    if workers:
+        columns = ("host", "process", "version", "slots", "free", "silent, s", "note")
+        fields = ("host", "pid", "version", "slots", "free_slots", "silent_seconds", "note")
+        shown = [
+            [each[field] if field != "pid" else str(each[field]) for field in fields] for each in workers
+        ]
+        out.print(table("Workers", columns, shown))
+    else:
+        out.print(
+            "No worker has reported lately. Answers are stored and wait: start one with `scoring worker`."
+        )
+    if statistics["unpublished_questions"]:
+        shown = [
+            (each["module_slug"], each["question_id"], each["answers"])
+            for each in statistics["unpublished_questions"]
+        ]
+        out.print(table("Questions that answers wait for", ("module", "question", "answers"), shown))
+    if statistics["troubles"]:
+        shown = [(each["reason"], each["answers"], each["last_at"]) for each in statistics["troubles"]]
+        out.print(table("Why answers had to wait lately", ("reason", "answers", "last, UTC"), shown))
+
+
+def _bounded(count: int) -> int | str:
+    return f"more than {COUNT_LIMIT:,}" if count > COUNT_LIMIT else f"{count:,}"
+
+
+def verify(
+    *,
+    full: Annotated[
+        bool, typer.Option("--full", help="Look at everything ever stored, not only at what is new.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check that no answer is lost and none is scored twice. Exits with 1 where an invariant is broken.
+
+    Looks at what is unsettled and at what came since the last time. What could not be checked, because no worker
+    runs for example, does not count as broken.
+    """
+    from worker.verification import verify as check  # noqa: PLC0415 - keeps `scoring health` quick
+
+    settings = ScoringSettings.from_environment()
+
+    async def run() -> list[Finding]:
+        engine = settings.engine()
+        try:
+            return await check(engine, settings, full=full)
+        finally:
+            await engine.dispose()
+
+    findings = asyncio.run(run())
+    if as_json:
+        print_json([finding.as_dict() for finding in findings])
+    else:
+        words = {True: "holds", False: "BROKEN", None: "not checked"}
+        rows = [
+            (
+                str(finding.number),
+                finding.invariant,
+                words[finding.holds],
+                finding.count,
+                ", ".join([*map(str, finding.examples), *filter(None, [finding.note])]),
+            )
+            for finding in findings
+        ]
+        console().print(table("Invariants", ("", "invariant", "", "found", "examples, notes"), rows))
+    raise typer.Exit(1 if any(finding.holds is False for finding in findings) else 0)
