@@ -25,8 +25,10 @@ MIGRATION_LOCK = int.from_bytes(b"scoring", "big")
 
 
 def include_name(name: str | None, kind: str, parents: Any) -> bool:
-    """Reflect only tables of ours."""
-    return name in OWN_TABLES if kind == "table" else parents.get("table_name", name) in OWN_TABLES
+    """Reflect only tables of ours, in the default schema."""
+    if kind == "schema":
+        return name is None
+    return (name if kind == "table" else parents["table_name"]) in OWN_TABLES
 
 
 def include_object(_object: Any, name: str | None, kind: str, _reflected: Any, _other: Any) -> bool:
