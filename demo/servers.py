@@ -44,7 +44,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _die_with_parent(stop_signal: int) -> None:
+def die_with_parent(stop_signal: int) -> None:
     """Ask the kernel to end this child when its parent is gone (Linux only), and shield it from Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
@@ -89,7 +89,7 @@ class Server:
                 cwd=self.folder,
                 user=self.user,
                 # Only a prctl between fork and exec; safe here, where no other thread holds a lock we need.
-                preexec_fn=lambda: _die_with_parent(self.stop_signal),  # noqa: PLW1509
+                preexec_fn=lambda: die_with_parent(self.stop_signal),  # noqa: PLW1509
             )
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while not _accepts(self.port):

@@ -28,6 +28,7 @@ _CURRENT_SCORE = lateral(
         scores.c.model_id,
         scores.c.prompt_version,
         scores.c.question_digest,
+        scores.c.picked_up_at,
         scores.c.created_at,
     )
     .where(scores.c.response_id == responses.c.response_id)
@@ -107,7 +108,7 @@ async def get_responses(
     Returns:
         The stored rows, each with ``scoring_state`` (waiting, unpublished, scoring, scored or failed) and
         ``score``: None, or a mapping with ``score_id``, ``score_data``, ``model_id``, ``prompt_version``,
-        ``question_digest`` and ``created_at``. A response that is scored again keeps its score meanwhile.
+        ``question_digest``, ``picked_up_at`` and ``created_at``. A response that is scored again keeps its score meanwhile.
 
     Raises:
         InvalidInputError: Both or neither identity, or a limit out of range.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-
 from sqlalchemy import text
 from sqlalchemy.dialects.postgresql import JSONB
 

@@ -1,0 +1,149 @@
+"""``make demo``: the whole pipeline on this machine, from an answer to its score.
+
+Starts PostgreSQL and a Redis-compatible server of its own, unless SCORING_DATABASE_URL and SCORING_REDIS_URL
+name real ones; migrates, publishes the sample questions, starts a real worker as a process of its own, plays a
+class of students, prints what came of it, verifies that nothing was lost, and stops everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from demo.play import Played, add_users, answers_expected, play
+from demo.report import print_report
+from demo.servers import ServerStartError, embedded_servers
+from demo.worker_process import SCORING, WorkerFailedError, tail, worker_process
+from producers import ProducerSettings, open_producer
+from storage.translation import translated
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+QUESTIONS = Path(__file__).parent / "questions"
+URLS = ("SCORING_DATABASE_URL", "SCORING_REDIS_URL")
+
+
+class DemoFailedError(RuntimeError):
+    """The demo cannot go on; the message says why."""
+
+
+@contextmanager
+def _servers(screen: Console) -> Iterator[dict[str, str]]:
+    """The environment of everything that the demo runs."""
+    environment = dict(os.environ) | {"SCORING_SCORER": os.environ.get("SCORING_SCORER", "lexical")}
+    given = [name for name in URLS if os.environ.get(name)]
+    if len(given) == len(URLS):
+        screen.print("Using the servers that SCORING_DATABASE_URL and SCORING_REDIS_URL name.")
+        yield environment
+    elif given:
+        raise DemoFailedError(f"Set both {' and '.join(URLS)}, or neither.")
+    else:
+        screen.print("Starting PostgreSQL and Valkey ...", end=" ")
+        with embedded_servers() as servers:
+            screen.print("done.")
+            yield environment | dict(zip(URLS, (servers.database_url, servers.redis_url), strict=True))
+
+
+def _scoring(screen: Console, environment: Mapping[str, str], *words: str, show: bool = False) -> None:
+    """Run a ``scoring`` command as a person would."""
+    screen.print(f"[bold]$ scoring {' '.join(words)}[/bold]")
+    # Rich tables of the child are as wide as ours.
+    environment = dict(environment) | {"COLUMNS": str(screen.width)}
+    finished = subprocess.run(
+        [*SCORING, *words], env=environment, capture_output=True, text=True, check=False
+    )
+    if show or finished.returncode:
+        screen.out(finished.stdout.rstrip(), highlight=False)
+    if finished.returncode:
+        raise DemoFailedError(f"It exited with {finished.returncode}. {finished.stderr.strip()}")
+    if not show:
+        screen.print(
+            f"[dim]{finished.stdout.strip().splitlines()[-1] if words[0] == 'migrate' else 'done.'}[/dim]"
+        )
+
+
+async def _play(
+    screen: Console, settings: ProducerSettings, worker: subprocess.Popen[bytes], log: Path
+) -> Played:
+    engine = settings.engine()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+    )
+    try:
+        with translated():
+            await add_users(engine)
+        async with open_producer(settings) as producer:
+            with Progress(*columns, TimeElapsedColumn(), console=screen) as progress:
+                submitting = progress.add_task("answers submitted", total=answers_expected())
+                scoring = progress.add_task("answers scored   ", total=answers_expected())
+
+                def on_progress(submitted: int, scored: int) -> None:
+                    progress.update(submitting, completed=submitted)
+                    progress.update(scoring, completed=scored)
+                    if worker.poll() is not None:
+                        raise WorkerFailedError(f"The worker exited with {worker.returncode}:\n{tail(log)}")
+
+                return await play(producer, engine, on_progress)
+    finally:
+        await engine.dispose()
+
+
+def run(screen: Console) -> None:
+    """Run the demo.
+
+    Raises:
+        DemoFailedError: A command failed.
+        ServerStartError: An embedded server did not start.
+        WorkerFailedError: The worker ended by itself or not in peace.
+    """
+    with tempfile.TemporaryDirectory(prefix="scoring-demo-") as folder, _servers(screen) as environment:
+        settings = ProducerSettings.model_validate(
+            {"database_url": environment[URLS[0]], "redis_url": environment[URLS[1]]}
+        )
+        _scoring(screen, environment, "migrate")
+        _scoring(screen, environment, "questions", "sync", os.path.relpath(QUESTIONS))
+        log = Path(folder) / "worker.log"
+        screen.print("[bold]$ scoring worker[/bold] [dim](a process of its own)[/dim]")
+        with worker_process(environment, log) as worker:
+            played = asyncio.run(_play(screen, settings, worker, log))
+            print_report(screen, played)
+            _scoring(screen, environment, "verify", show=True)
+        screen.print("The worker was told to stop and exited with 0.")
+
+
+def main() -> int:
+    """Run the demo; what a person can mend is said in a sentence."""
+    screen = Console(highlight=False)
+    if not screen.is_terminal:
+        screen = Console(highlight=False, width=160)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        run(screen)
+    except KeyboardInterrupt:
+        screen.print("\nStopped; everything that the demo started is gone.")
+        return 130
+    except (DemoFailedError, ServerStartError, WorkerFailedError, TimeoutError) as exc:
+        screen.print(f"[red]The demo failed.[/red] {exc}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
