@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from demo.play import Played, add_users, answers_expected, play
+from demo.play import Played, add_users, answers_expected, play, wait_for_worker
 from demo.report import print_report
 from demo.servers import ServerStartError, embedded_servers
 from demo.worker_process import SCORING, WorkerFailedError, tail, worker_process
@@ -29,6 +29,8 @@ from storage.translation import translated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 QUESTIONS = Path(__file__).parent / "questions"
 URLS = ("SCORING_DATABASE_URL", "SCORING_REDIS_URL")
@@ -73,6 +75,15 @@ def _scoring(screen: Console, environment: Mapping[str, str], *words: str, show:
         )
 
 
+async def _worker_ready(engine: AsyncEngine, worker: subprocess.Popen[bytes], log: Path) -> None:
+    try:
+        await wait_for_worker(engine)
+    except TimeoutError:
+        raise WorkerFailedError(
+            f"The worker does not report (exit status {worker.poll()}):\n{tail(log)}"
+        ) from None
+
+
 async def _play(
     screen: Console, settings: ProducerSettings, worker: subprocess.Popen[bytes], log: Path
 ) -> Played:
@@ -85,6 +96,7 @@ async def _play(
     try:
         with translated():
             await add_users(engine)
+            await _worker_ready(engine, worker, log)
         async with open_producer(settings) as producer:
             with Progress(*columns, TimeElapsedColumn(), console=screen) as progress:
                 submitting = progress.add_task("answers submitted", total=answers_expected())

@@ -11,6 +11,7 @@ from sqlalchemy import text
 
 from demo.classroom import CLASSROOM, SIGN_INS, STUDENTS, Student
 from storage import InvalidInputError, get_responses
+from storage.workers import list_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 PAUSE_SECONDS = 0.02
 LOOK_SECONDS = 0.1
 TIMEOUT_SECONDS = 300
+WORKER_TIMEOUT_SECONDS = 30
 
 # In the demo's own database, `users` holds nothing but ids; in a web app's it belongs to the web app.
 _ADD_USERS = text("INSERT INTO users (user_id) SELECT unnest(CAST(:ids AS integer[])) ON CONFLICT DO NOTHING")
@@ -50,6 +52,20 @@ async def add_users(engine: AsyncEngine) -> None:
     """Add the class to ``users``."""
     async with engine.begin() as conn:
         await conn.execute(_ADD_USERS, {"ids": [student.user_id for student in STUDENTS if student.user_id]})
+
+
+async def wait_for_worker(engine: AsyncEngine) -> None:
+    """Wait until a worker reports; a web app would not, but the milliseconds shall tell of a running system.
+
+    Raises:
+        TimeoutError: None did within half a minute.
+    """
+    async with asyncio.timeout(WORKER_TIMEOUT_SECONDS):
+        while True:
+            async with engine.connect() as conn:
+                if await list_workers(conn):
+                    return
+            await asyncio.sleep(LOOK_SECONDS)
 
 
 async def play(producer: Producer, engine: AsyncEngine, on_progress: Callable[[int, int], None]) -> Played:

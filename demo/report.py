@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -16,10 +15,6 @@ if TYPE_CHECKING:
     from demo.play import Played
 
 
-# What the columns beside the reasoning take, frames and all.
-WIDTH_OF_THE_OTHERS = 98
-
-
 def _milliseconds(later: Any, earlier: Any) -> str:
     return f"{(later - earlier).total_seconds() * 1000:,.0f}"
 
@@ -29,18 +24,19 @@ def print_report(screen: Console, played: Played) -> None:
     grid = Table(
         title="The class and its scores", title_justify="left", title_style="bold", header_style="bold"
     )
-    for column in ("student", "question"):
-        grid.add_column(column, no_wrap=True)
+    names = max(len(student.name) for student, _ in played.answers)
+    grid.add_column("student", no_wrap=True, min_width=names)
+    grid.add_column("question", no_wrap=True, ratio=1, overflow="ellipsis")
     for column in ("try", "score"):
-        grid.add_column(column, justify="right")
-    grid.add_column("reasoning", no_wrap=True)
+        grid.add_column(column, justify="right", no_wrap=True, min_width=len(column))
+    grid.add_column("reasoning", no_wrap=True, ratio=2, overflow="ellipsis")
     for column in ("pickup, ms", "score, ms"):
-        grid.add_column(column, justify="right", no_wrap=True)
-    room = max(24, screen.width - WIDTH_OF_THE_OTHERS)
+        grid.add_column(column, justify="right", min_width=len(column))
+    grid.expand = True
     attempts: Counter[tuple[str, str]] = Counter()
     for student, row in played.answers:
         attempts[student.name, row["question_id"]] += 1
-        grid.add_row(*_cells(student, row, attempts[student.name, row["question_id"]], room))
+        grid.add_row(*_cells(student, row, attempts[student.name, row["question_id"]]))
     screen.print(grid)
     for student, refusal in played.refused:
         screen.print(
@@ -53,7 +49,7 @@ def print_report(screen: Console, played: Played) -> None:
         )
 
 
-def _cells(student: Student, row: dict[str, Any], attempt: int, room: int) -> tuple[str, ...]:
+def _cells(student: Student, row: dict[str, Any], attempt: int) -> tuple[str, ...]:
     score = row["score"]
     if score is None:
         return (escape(student.name), row["question_id"], str(attempt), "-", row["scoring_state"], "-", "-")
@@ -63,7 +59,7 @@ def _cells(student: Student, row: dict[str, Any], attempt: int, room: int) -> tu
         escape(row["question_id"]),
         str(attempt),
         f"{data['overall_score']:g}",
-        escape(shorten(data["reasoning"], room, placeholder=" ...")),
+        escape(data["reasoning"]),
         _milliseconds(score["picked_up_at"], row["created_at"]),
         _milliseconds(score["created_at"], row["created_at"]),
     )

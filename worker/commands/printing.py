@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import MAXYEAR, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
@@ -21,7 +22,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tabl
 def console() -> Console:
     """Standard output, as wide as the terminal, or 120 columns where there is none."""
     screen = Console(highlight=False)
-    return screen if screen.is_terminal else Console(highlight=False, width=120)
+    if screen.is_terminal or "COLUMNS" in os.environ:
+        return screen
+    return Console(highlight=False, width=120)
 
 
 def _plain(value: Any) -> Any:

@@ -76,7 +76,9 @@ class Score(BaseModel):
     dimensions: tuple[DimensionScore, ...] = ()
     key_observations: tuple[str, ...] = ()
     model_id: str = Field(min_length=1, description="which model or algorithm said so, with its version")
-    prompt_version: str = Field(min_length=1, description="changes whenever the same answer could score differently")
+    prompt_version: str = Field(
+        min_length=1, description="changes whenever the same answer could score differently"
+    )
     usage: Usage = Usage()
 
 
