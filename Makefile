@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format lock clean
+.PHONY: help install demo servers test lint format lock clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -21,6 +21,9 @@ $(STAMP): requirements/dev.lock pyproject.toml
 
 demo: $(STAMP) ## Run the whole pipeline on this machine: servers, worker, a class of students
 	@$(BIN)/python -m demo
+
+servers: $(STAMP) ## Run PostgreSQL and Valkey until Ctrl-C, for trying things out
+	@$(BIN)/python -m demo.servers
 
 test: $(STAMP) ## Run the whole test suite against real servers, with branch coverage
 	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)

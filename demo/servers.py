@@ -262,3 +262,20 @@ def embedded_servers(
         for server in reversed(started):
             server.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> None:
+    """Run both servers until Ctrl-C, and say how to reach them."""
+    with contextlib.suppress(KeyboardInterrupt), embedded_servers() as servers:
+        print(f"export SCORING_DATABASE_URL={servers.database_url}")
+        print(f"export SCORING_REDIS_URL={servers.redis_url}")
+        print(
+            "\nPaste these two lines into the other terminals. Ctrl-C stops the servers and deletes their data.",
+            flush=True,
+        )
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.pause()
+
+
+if __name__ == "__main__":
+    main()
