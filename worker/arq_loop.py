@@ -140,10 +140,7 @@ class ArqLoop:
             listener = asyncio.create_task(self._listen(redis), name="listener")
             try:
                 await self._poll(worker)
-            except (RedisError, *_CONNECTION_TROUBLE) as exc:
-                self._outage.met(exc)
-            except Exception as exc:
-                logger.exception("Polling failed in a way that was not foreseen.")
+            except Exception as exc:  # noqa: BLE001 - whatever it is, the next connection must come
                 self._outage.met(exc)
             finally:
                 # Never let go of a message that is being run: it may be leasing.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from arq.connections import RedisSettings
@@ -68,8 +69,10 @@ async def run_worker(settings: ScoringSettings, *, scorer: Scorer | None = None)
 
 
 async def _start(ctx: dict[str, Any]) -> None:
-    ctx["runtime"] = Runtime(ScoringSettings.from_environment())
-    await ctx["runtime"].start()
+    runtime = ctx["runtime"] = Runtime(ScoringSettings.from_environment())
+    # arq stops at this signal, as it would for an operator.
+    runtime.on_failure = partial(signal.raise_signal, signal.SIGTERM)
+    await runtime.start()
 
 
 async def _stop(ctx: dict[str, Any]) -> None:

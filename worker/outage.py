@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 import time
 
-from storage.errors import StorageError
+from redis.exceptions import RedisError
+
+from storage.errors import StorageError, StorageUnavailableError
 
 logger = logging.getLogger(__name__)
+
+_AWAY = (StorageUnavailableError, RedisError, OSError, TimeoutError)
 
 
 class Outage:
@@ -30,10 +34,17 @@ class Outage:
 
     def met(self, exc: BaseException) -> None:
         """It failed. Logged the first time only; never with a driver's message, which may quote secrets."""
-        if self._since is None:
-            self._since = time.monotonic()
-            detail = str(exc) if isinstance(exc, StorageError) else type(exc).__name__
-            logger.warning("%s is away. %s", self._what, self._consequence, extra={"error": detail})
+        if self._since is not None:
+            return
+        self._since = time.monotonic()
+        detail = {"error": str(exc) if isinstance(exc, StorageError) else type(exc).__name__}
+        if isinstance(exc, _AWAY):
+            logger.warning("%s is away. %s", self._what, self._consequence, extra=detail)
+        elif isinstance(exc, StorageError):
+            # It is there and says no: that does not end by itself, a person must act.
+            logger.error("%s refuses us. %s", self._what, self._consequence, extra=detail)
+        else:
+            logger.error("This was not foreseen. %s", self._consequence, extra=detail, exc_info=exc)
 
     def over(self) -> None:
         """It works."""

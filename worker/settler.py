@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DataError, IntegrityError
 
-from storage.errors import InvalidInputError, StorageError
+from storage.errors import InvalidInputError
 from storage.settlements import (
     bury_handoffs,
     fail_handoffs,
@@ -111,8 +111,6 @@ class Settler:
             except Exception as exc:
                 # Away, not migrated, no privilege, or something nobody foresaw: all of it can be mended
                 # without losing a score, so none of it uses up an attempt.
-                if not isinstance(exc, StorageError) and not self._outage.ongoing:
-                    logger.exception("Writing results failed in a way that was not foreseen.")
                 self._outage.met(exc)
                 doubtful = True
                 await asyncio.sleep(pause_seconds)
