@@ -108,7 +108,7 @@ class Settler:
                 performed = await self._execute(kind, [what for _, what in batch])
             except (InvalidInputError, DataError, IntegrityError, ValueError, TypeError):
                 return await self._split(kind, batch)
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 - see below
                 # Away, not migrated, no privilege, or something nobody foresaw: all of it can be mended
                 # without losing a score, so none of it uses up an attempt.
                 self._outage.met(exc)

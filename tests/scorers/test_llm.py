@@ -201,7 +201,7 @@ TROUBLES: list[tuple[str, type[ScoringError], str]] = [
     ("no_choices", ProviderTrouble, "could not be used"),
     ("refusal", Refused, "refused"),
     ("content_filter", Refused, "refused"),
-    ("rejected", Hopeless, "400"),
+    ("rejected", Misconfigured, "400"),
     ("context_window", Hopeless, "longer than the model can read|rejects the request"),
     ("too_large", Hopeless, "413"),
     ("quota", Misconfigured, "SCORING_LLM_API_KEY"),

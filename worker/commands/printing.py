@@ -45,12 +45,12 @@ def print_json(value: Any) -> None:
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
     """Lay out rows; numbers to the right, None as a dash."""
-    rows = [list(row) for row in rows]
+    cells = [list(row) for row in rows]
     grid = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for position, column in enumerate(columns):
-        numeric = bool(rows) and all(isinstance(row[position], (int, float, type(None))) for row in rows)
+        numeric = bool(cells) and all(isinstance(row[position], (int, float, type(None))) for row in cells)
         grid.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
+    for row in cells:
         grid.add_row(*(_cell(value) for value in row))
     return grid
 

@@ -51,7 +51,7 @@ def status(*, as_json: AsJson = False) -> None:
     if workers:
         columns = ("host", "process", "version", "slots", "free", "silent, s", "note")
         fields = ("host", "pid", "version", "slots", "free_slots", "silent_seconds", "note")
-        shown = [
+        shown: list[list[Any]] = [
             [each[field] if field != "pid" else str(each[field]) for field in fields] for each in workers
         ]
         out.print(table("Workers", columns, shown))
@@ -61,12 +61,12 @@ def status(*, as_json: AsJson = False) -> None:
         )
     if statistics["unpublished_questions"]:
         shown = [
-            (each["module_slug"], each["question_id"], each["answers"])
+            [each["module_slug"], each["question_id"], each["answers"]]
             for each in statistics["unpublished_questions"]
         ]
         out.print(table("Questions that answers wait for", ("module", "question", "answers"), shown))
     if statistics["troubles"]:
-        shown = [(each["reason"], each["answers"], each["last_at"]) for each in statistics["troubles"]]
+        shown = [[each["reason"], each["answers"], each["last_at"]] for each in statistics["troubles"]]
         out.print(table("Why answers had to wait lately", ("reason", "answers", "last, UTC"), shown))
 
 
