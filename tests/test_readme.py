@@ -1,0 +1,89 @@
+"""The README's code is run, not believed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from demo.worker_process import worker_process
+from storage import publish_questions
+from tests.databases import ROOT
+from tests.producers.waiting import eventually
+from worker.question_files import read_question_files
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fastapi import FastAPI
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+ANSWER = {
+    "module_slug": "photosynthesis",
+    "question_id": "why-leaves-are-green",
+    "answer_text": "Chlorophyll absorbs red and blue light and reflects the green.",
+}
+
+
+def readme_app() -> ModuleType:
+    """The application that the README shows, as a module."""
+    readme = (ROOT / "README.md").read_text()
+    (source,) = re.findall(r"<!-- tested: .*? -->\n```python\n(.*?)```", readme, re.DOTALL)
+    module = ModuleType("readme_app")
+    sys.modules[module.__name__] = module  # FastAPI looks its annotations up there
+    exec(compile(source, "README.md", "exec"), module.__dict__)
+    return module
+
+
+@pytest.fixture
+def environment(database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What the README asks to export."""
+    ours = {"SCORING_DATABASE_URL": database_url, "SCORING_REDIS_URL": redis_url, "SCORING_SCORER": "lexical"}
+    for name, value in ours.items():
+        monkeypatch.setenv(name, value)
+    return dict(os.environ)
+
+
+@pytest.mark.commits
+@pytest.mark.processes
+async def test_the_readme_app_stores_scores_and_claims(
+    environment: dict[str, str], engine: AsyncEngine, tmp_path: Path
+) -> None:
+    """The README's FastAPI app, beside a real worker: an answer goes in, its score comes out, a sign-in claims it."""
+    async with engine.begin() as conn:
+        await publish_questions(conn, read_question_files(ROOT / "demo" / "questions"))
+    module = readme_app()
+    with worker_process(environment, tmp_path / "worker.log"):
+        await asyncio.to_thread(use, module)
+
+
+def use(module: ModuleType) -> None:
+    """What a browser does: in a thread, because the test client has an event loop of its own."""
+    app: FastAPI = module.app
+    with TestClient(app) as client:
+        stored = client.post("/answers", json=ANSWER)
+        assert stored.status_code == 201
+        refused = client.post("/answers", json=ANSWER | {"answer_text": "  "})
+        assert refused.status_code == 422
+        assert refused.json()["detail"]["field"] == "answer_text"
+
+        shown = asyncio.run(eventually(lambda: scored(client)))
+        assert shown[0]["response_id"] == stored.json()["response_id"]
+        assert shown[0]["score"]["model_id"].startswith("lexical-")
+
+        app.dependency_overrides[module.signed_in_user] = lambda: 7
+        assert client.post("/sign-in").status_code == 202
+        mine = asyncio.run(eventually(lambda: client.get("/answers").json()))
+        assert mine[0]["response_id"] == stored.json()["response_id"]
+
+
+def scored(client: TestClient) -> list[dict[str, Any]]:
+    """The caller's answers, once all are scored."""
+    answers: list[dict[str, Any]] = client.get("/answers").json()
+    return answers if all(answer["scoring_state"] == "scored" for answer in answers) else []
