@@ -23,7 +23,7 @@ ENV_PREFIX = "SCORING_"
 def _postgres_url(url: SecretStr) -> SecretStr:
     try:
         parsed = make_url(url.get_secret_value())
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the latter for a port that is no number, and it quotes it
         parsed = None
     if parsed is None or parsed.get_backend_name() != "postgresql":
         msg = "expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
@@ -44,7 +44,11 @@ class DatabaseSettings(BaseSettings):
     """How to reach PostgreSQL."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, extra="ignore", frozen=True, hide_input_in_errors=True
+        env_prefix=ENV_PREFIX,
+        env_ignore_empty=True,  # Compose passes a variable that is mentioned and not set as an empty one
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
     )
 
     database_url: Annotated[SecretStr, AfterValidator(_postgres_url)] = Field(
