@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from sqlalchemy import text
 
-from demo.classroom import CLASSROOM, SIGN_INS, STUDENTS, Student
+from demo.classroom import CLASSROOM, SIGN_INS, STUDENTS, Student, Submission
 from storage import InvalidInputError, get_responses
 from storage.workers import list_workers
 
@@ -38,7 +38,7 @@ _CLAIMS = text(
 class Played:
     """What came of it. ``answers`` holds a row of ``get_responses`` for every stored answer."""
 
-    answers: list[tuple[Student, dict[str, Any]]]
+    answers: list[tuple[Submission, dict[str, Any]]]
     refused: list[tuple[Student, str]]
     claims: list[tuple[Student, Student, int, int]]
 
@@ -84,7 +84,7 @@ async def play(producer: Producer, engine: AsyncEngine, on_progress: Callable[[i
     """
     # A token is a bearer secret: made here, never printed.
     tokens = {student.nickname: str(uuid4()) for student in STUDENTS if student.nickname}
-    owners: dict[int, Student] = {}
+    owners: dict[int, Submission] = {}
     refused: list[tuple[Student, str]] = []
     for submission in CLASSROOM:
         student = submission.student
@@ -100,7 +100,7 @@ async def play(producer: Producer, engine: AsyncEngine, on_progress: Callable[[i
         except InvalidInputError as exc:
             refused.append((student, str(exc)))
         else:
-            owners[row["response_id"]] = student
+            owners[row["response_id"]] = submission
         on_progress(len(owners), 0)
         await asyncio.sleep(PAUSE_SECONDS)
     claims = {

@@ -11,7 +11,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from demo.classroom import Student
+    from demo.classroom import Submission
     from demo.play import Played
 
 
@@ -24,7 +24,7 @@ def print_report(screen: Console, played: Played) -> None:
     grid = Table(
         title="The class and its scores", title_justify="left", title_style="bold", header_style="bold"
     )
-    names = max(len(student.name) for student, _ in played.answers)
+    names = max(len(submission.student_name) for submission, _ in played.answers)
     grid.add_column("student", no_wrap=True, min_width=names)
     grid.add_column("question", no_wrap=True, ratio=1, overflow="ellipsis")
     for column in ("try", "score"):
@@ -34,9 +34,10 @@ def print_report(screen: Console, played: Played) -> None:
         grid.add_column(column, justify="right", min_width=len(column))
     grid.expand = True
     attempts: Counter[tuple[str, str]] = Counter()
-    for student, row in played.answers:
-        attempts[student.name, row["question_id"]] += 1
-        grid.add_row(*_cells(student, row, attempts[student.name, row["question_id"]]))
+    for submission, row in played.answers:
+        key = submission.student_name, submission.question_id
+        attempts[key] += 1
+        grid.add_row(*_cells(submission, row, attempts[key]))
     screen.print(grid)
     for student, refusal in played.refused:
         screen.print(
@@ -49,17 +50,17 @@ def print_report(screen: Console, played: Played) -> None:
         )
 
 
-def _cells(student: Student, row: dict[str, Any], attempt: int) -> tuple[str, ...]:
+def _cells(submission: Submission, row: dict[str, Any], attempt: int) -> tuple[str, ...]:
+    asked = (escape(submission.student_name), escape(submission.question_id), str(attempt))
+    # What is odd about an answer, so that its score can be judged without reading it.
+    oddity = "" if submission.kind == "ordinary" else f"[bold]({submission.kind})[/bold] "
     score = row["score"]
     if score is None:
-        return (escape(student.name), row["question_id"], str(attempt), "-", row["scoring_state"], "-", "-")
-    data = score["score_data"]
+        return (*asked, "-", oddity + row["scoring_state"], "-", "-")
     return (
-        escape(student.name),
-        escape(row["question_id"]),
-        str(attempt),
-        f"{data['overall_score']:g}",
-        escape(data["reasoning"]),
+        *asked,
+        f"{score['score_data']['overall_score']:g}",
+        oddity + escape(score["score_data"]["reasoning"]),
         _milliseconds(score["picked_up_at"], row["created_at"]),
         _milliseconds(score["created_at"], row["created_at"]),
     )

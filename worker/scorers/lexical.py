@@ -211,8 +211,7 @@ def _counted(comparison: _Comparison) -> str:
 
 def _reasoning(comparisons: list[_Comparison], whole: float) -> str:
     return (
-        f"The answer has {' and '.join(_counted(comparison) for comparison in comparisons)}, "
-        f"weighted a coverage of {whole:.0%}. "
+        f"Coverage {whole:.0%}: the answer has {' and '.join(_counted(comparison) for comparison in comparisons)}. "
         "This is a lexical comparison of words, not a judgement of what the answer means."
     )
 
