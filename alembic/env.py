@@ -57,10 +57,11 @@ def migrate(connection: Connection) -> None:
         compare_type=True,
         compare_server_default=True,
     )
-    # A migration that waits long for a lock holds up every query behind it: give up instead.
-    connection.execute(text("SET LOCAL lock_timeout = '5s'"))
+    # Whoever migrates at the same time is waited for; the time-out below is not meant for him.
     connection.execute(text("SET LOCAL statement_timeout = '15min'"))
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+    # A migration that waits long for a lock holds up every query behind it: give up instead.
+    connection.execute(text("SET LOCAL lock_timeout = '5s'"))
     with context.begin_transaction():
         context.run_migrations()
 

@@ -36,6 +36,8 @@ DUE = """
 """
 # Losses, counting the one that is found out by leasing it again.
 LOSSES = "h.lease_losses + (h.lease_token IS NOT NULL)::integer"
+# What every suspect has in common, in the words of the index that holds nothing else.
+MAY_BE_SUSPECT = f"h.lease_losses >= {SUSPECT_AFTER_LOSSES - 1}"
 
 
 def _lease(which: str) -> TextualSelect:
@@ -76,7 +78,7 @@ _PULL = _lease(f"""
 # Take one that may have killed its workers.
 _PULL_SUSPECT = _lease(f"""
     SELECT h.handoff_id, h.response_id FROM scoring_handoffs AS h
-    WHERE {DUE} AND {LOSSES} >= {SUSPECT_AFTER_LOSSES} AND {LOSSES} < {BURY_AFTER_LOSSES}
+    WHERE {DUE} AND {MAY_BE_SUSPECT} AND {LOSSES} >= {SUSPECT_AFTER_LOSSES} AND {LOSSES} < {BURY_AFTER_LOSSES}
     ORDER BY h.due_at, h.handoff_id LIMIT 1
     FOR UPDATE OF h SKIP LOCKED
 """)
@@ -85,7 +87,7 @@ _PULL_SUSPECT = _lease(f"""
 _BURY_LOST = text(f"""
     WITH lost AS MATERIALIZED (
         SELECT h.handoff_id FROM scoring_handoffs AS h
-        WHERE {DUE} AND {LOSSES} >= {BURY_AFTER_LOSSES}
+        WHERE {DUE} AND {MAY_BE_SUSPECT} AND {LOSSES} >= {BURY_AFTER_LOSSES}
         ORDER BY h.handoff_id FOR UPDATE OF h SKIP LOCKED
     )
     UPDATE scoring_handoffs AS h SET

@@ -63,11 +63,14 @@ _UNPUBLISHED = text(f"""
     GROUP BY module_slug, question_id ORDER BY answers DESC, module_slug, question_id LIMIT 20
 """)
 
-# Why answers are postponed or failed lately, most frequent first.
+# Why answers that are tried again later failed the last time, most frequent reason first. Only those: what is
+# due may be a backlog of a million.
 _TROUBLES = text(f"""
     SELECT last_error AS reason, count(*) AS answers, max(last_error_at) AS last_at FROM (
         SELECT h.last_error, h.last_error_at FROM scoring_handoffs AS h
-        WHERE {_OPEN} AND h.lane IN ('live', 'bulk') AND h.last_error IS NOT NULL LIMIT {COUNT_LIMIT}
+        WHERE {_OPEN} AND h.lane IN ('live', 'bulk') AND h.due_at > statement_timestamp()
+            AND h.last_error IS NOT NULL
+        LIMIT {COUNT_LIMIT}
     ) AS counted
     GROUP BY last_error ORDER BY answers DESC LIMIT 5
 """)

@@ -163,13 +163,21 @@ handoffs = Table(
         "handoff_id",
         postgresql_where=text("state = 'open' AND question_digest IS NOT NULL"),
     ),
-    # Both are read by every sweep and are empty on a good day.
+    # These are empty on a good day, and read by every sweep, or by a person who asks what is wrong.
     Index(
         "ix_scoring_handoffs_unpublished",
         "handoff_id",
         postgresql_where=text("state = 'open' AND question_digest IS NULL"),
     ),
     Index("ix_scoring_handoffs_ended", "state", "handoff_id", postgresql_where=text("state <> 'open'")),
+    # Those that the next loss of a lease makes suspect, see storage.leases. Without it, every sweep would read
+    # the whole backlog to learn that there are none.
+    Index(
+        "ix_scoring_handoffs_suspect",
+        "due_at",
+        "handoff_id",
+        postgresql_where=text("state = 'open' AND lease_losses >= 2"),
+    ),
     # Rows are updated on every lease and renewal and live for seconds: leave room on their page, and
     # vacuum before the dead ones outnumber the living by thousands.
     postgresql_with={

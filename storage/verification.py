@@ -59,12 +59,15 @@ _SETTLED_TWICE_FULL = text("""
     SELECT handoff_id AS id FROM assessment_scores GROUP BY handoff_id HAVING count(*) > 1
 """)
 
-# 3. A due handoff that nobody took for longer than a sweep.
+# 3. A due handoff that nobody took for longer than a sweep; the oldest of each lane, read from the index.
 _LEFT_LYING = text(f"""
-    SELECT h.response_id AS id FROM scoring_handoffs AS h
-    WHERE {DUE} AND h.lane IN ('live', 'bulk')
-        AND h.due_at <= statement_timestamp() - make_interval(secs => :sweep_seconds)
-    ORDER BY h.due_at LIMIT 1000
+    SELECT lying.response_id AS id
+    FROM unnest(ARRAY['live', 'bulk']) AS lanes (lane) CROSS JOIN LATERAL (
+        SELECT h.response_id FROM scoring_handoffs AS h
+        WHERE h.lane = lanes.lane AND {DUE}
+            AND h.due_at <= statement_timestamp() - make_interval(secs => :sweep_seconds)
+        ORDER BY h.due_at, h.handoff_id LIMIT 1000
+    ) AS lying
 """)
 
 # 4. A handoff that waits as unpublished although its question exists.
@@ -131,8 +134,8 @@ async def verify_timeliness(
         sweep_seconds: How old something may be, seconds.
 
     Returns:
-        ``left_lying`` and ``missed_publication`` (response ids) and ``late_claims`` (claim ids), at most
-        1,000 of each.
+        ``left_lying`` and ``missed_publication`` (response ids) and ``late_claims`` (claim ids), the oldest;
+        at most 1,000 of each (of each lane, for the first).
     """
     with translated():
         lying = {"lease_seconds": lease_seconds, "sweep_seconds": sweep_seconds}

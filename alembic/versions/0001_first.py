@@ -21,11 +21,13 @@ depends_on = None
 
 
 def upgrade() -> None:
-    if not sa.inspect(op.get_bind()).has_table("users"):
+    # A script (`--sql`) cannot look: there the statement itself asks.
+    if op.get_context().as_sql or not sa.inspect(op.get_bind()).has_table("users"):
         op.create_table(
             "users",
             sa.Column("user_id", sa.Integer(), sa.Identity(always=False), nullable=False),
             sa.PrimaryKeyConstraint("user_id"),
+            if_not_exists=True,
         )
     op.create_table(
         "assessment_questions",
@@ -186,6 +188,13 @@ def upgrade() -> None:
         ["state", "handoff_id"],
         unique=False,
         postgresql_where=sa.text("state <> 'open'"),
+    )
+    op.create_index(
+        "ix_scoring_handoffs_suspect",
+        "scoring_handoffs",
+        ["due_at", "handoff_id"],
+        unique=False,
+        postgresql_where=sa.text("state = 'open' AND lease_losses >= 2"),
     )
     op.create_index(
         "ix_scoring_handoffs_unpublished",

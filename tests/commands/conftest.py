@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
-    from click.testing import Result
+    from typer.testing import Result
 
 
 @dataclass(frozen=True)
