@@ -132,8 +132,8 @@ async def test_what_troubles_the_scorer(conn: AsyncConnection) -> None:
     await publish(conn)
     ids = [row["response_id"] for row in await submit_responses(conn, [submission()] * 4)]
     first, *others = await lease(conn, *ids[:3])
-    await fail_handoffs(conn, [release(first, reason="nonsense")])
-    await postpone_handoffs(conn, [release(held, reason="503") for held in others])
+    await fail_handoffs(conn, [release(first, reason="nonsense", delay_seconds=60)])
+    await postpone_handoffs(conn, [release(held, reason="503", delay_seconds=60) for held in others])
     await bury(conn, ids[3], reason="refused")
 
     troubles = (await handoff_statistics(conn))["troubles"]
