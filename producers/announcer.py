@@ -23,6 +23,11 @@ MAX_PENDING_IDS = 50_000
 RETRY_PAUSE_SECONDS = 0.5
 
 
+def _is_id(value: object) -> bool:
+    # A single one that cannot be written would refuse a whole message, and every one after it.
+    return type(value) is int and 0 < value < 2**63
+
+
 def _chunks(ids: list[int]) -> Iterator[tuple[int, ...]]:
     for start in range(0, len(ids), MAX_IDS):
         yield tuple(ids[start : start + MAX_IDS])
@@ -37,6 +42,7 @@ class Announcer:
         self._claim_ids: list[int] = []
         self._task: asyncio.Task[None] | None = None
         self._failing = False
+        self._closed = False
 
     def responses(self, response_ids: Iterable[int]) -> None:
         """Announce stored responses; returns at once."""
@@ -47,7 +53,9 @@ class Announcer:
         self._add(self._claim_ids, claim_ids)
 
     def _add(self, pending: list[int], ids: Iterable[int]) -> None:
-        pending.extend(ids)
+        if self._closed:
+            return  # the sweep finds them; a task of ours would outlive the Redis client
+        pending.extend(filter(_is_id, ids))
         del pending[:-MAX_PENDING_IDS]
         if pending and (self._task is None or self._task.done()):
             self._task = asyncio.get_running_loop().create_task(self._run(), name="scoring-announcer")
@@ -83,6 +91,7 @@ class Announcer:
         Args:
             timeout_seconds: Longest wait, seconds.
         """
+        self._closed = True
         if self._task is not None:
             done, _ = await asyncio.wait({self._task}, timeout=timeout_seconds)
             if not done:

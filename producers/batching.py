@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from producers.errors import ProducerClosedError
 from storage import submit_responses
-from storage.errors import StorageError, StorageUnavailableError
+from storage.errors import InvalidInputError, StorageError, StorageUnavailableError
 from storage.translation import translated
 
 if TYPE_CHECKING:
@@ -97,10 +97,9 @@ class SubmissionBatcher:
             return
         try:
             rows = await self._insert(batch)
-        except StorageUnavailableError as exc:
-            _refuse(batch, exc)
         except Exception as exc:  # noqa: BLE001 - one bad row fails a whole statement, in ways nobody can list
-            if len(batch) == 1:
+            of_them_all = isinstance(exc, StorageError) and not isinstance(exc, InvalidInputError)
+            if of_them_all or len(batch) == 1:
                 _refuse(batch, exc)
                 return
             middle = len(batch) // 2
@@ -132,10 +131,10 @@ def _refuse(batch: list[_Waiting], exc: BaseException) -> None:
             continue
         if isinstance(exc, asyncio.CancelledError):
             waiting.stored.cancel()
-        elif isinstance(exc, StorageUnavailableError) or not isinstance(exc, StorageError):
+        elif isinstance(exc, InvalidInputError):
+            waiting.stored.set_exception(exc)  # of this one alone
+        else:
             # One error object for many waiters would grow a traceback with each of them.
-            refusal = StorageUnavailableError(str(exc) if isinstance(exc, StorageError) else None)
+            refusal = type(exc)(str(exc)) if isinstance(exc, StorageError) else StorageUnavailableError()
             refusal.__cause__ = exc
             waiting.stored.set_exception(refusal)
-        else:
-            waiting.stored.set_exception(exc)

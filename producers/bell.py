@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from producers.contract import (
     MESSAGE_EXPIRES_MS,
@@ -45,7 +46,7 @@ def connect_redis(url: str, *, timeout_seconds: float) -> Redis:
         socket_keepalive=True,
         # A connection that died while it was idle is replaced once; an outage is not waited for.
         retry=Retry(NoBackoff(), 1),
-        retry_on_error=[ConnectionError],
+        retry_on_error=[RedisConnectionError],
         client_name="assessment-scoring",
     )
     return client

@@ -7,28 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Self
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from redis.asyncio.connection import parse_url
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from producers.errors import InvalidSettingsError
-from storage.engine import create_engine
+from storage.engine import create_engine, parse_database_url
 from storage.limits import DEFAULT_MAX_ANSWER_CHARS
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 ENV_PREFIX = "SCORING_"
 
 
 def _postgres_url(url: SecretStr) -> SecretStr:
-    try:
-        parsed = make_url(url.get_secret_value())
-    except (ArgumentError, ValueError):  # the latter for a port that is no number, and it quotes it
-        parsed = None
-    if parsed is None or parsed.get_backend_name() != "postgresql":
-        msg = "expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
-        raise ValueError(msg)
-    return SecretStr(parsed.set(drivername="postgresql+asyncpg").render_as_string(hide_password=False))
+    parse_database_url(url.get_secret_value())
+    return url
 
 
 def _redis_url(url: SecretStr) -> SecretStr:
@@ -52,7 +45,7 @@ class DatabaseSettings(BaseSettings):
     )
 
     database_url: Annotated[SecretStr, AfterValidator(_postgres_url)] = Field(
-        description="PostgreSQL, as postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+        description="PostgreSQL, as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, where needed with ?sslmode=require"
     )
     database_pool_size: int = Field(
         default=5, ge=1, le=100, description="PostgreSQL connections that one process keeps"
@@ -106,15 +99,35 @@ class ProducerSettings(DatabaseSettings):
     )
 
 
+# What pydantic's kinds of error mean, in the words of the other refusals.
+_EXPECTATIONS = {
+    "greater_than": "expected more than {gt:g}",
+    "greater_than_equal": "expected at least {ge:g}",
+    "less_than": "expected less than {lt:g}",
+    "less_than_equal": "expected at most {le:g}",
+    "int_parsing": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_parsing": "expected a number",
+    "finite_number": "expected a finite number",
+    "bool_parsing": "expected true or false",
+    "literal_error": "expected {expected}",
+}
+
+
 def explain(exc: ValidationError) -> str:
     """Say in one line a variable what is wrong with the settings, without repeating any value."""
     lines = []
-    for error in exc.errors(include_url=False, include_input=False, include_context=False):
+    for error in exc.errors(include_url=False, include_input=False):
         variable = ENV_PREFIX + "_".join(str(part) for part in error["loc"][:1]).upper()
         if not error["loc"]:
             lines.append(error["msg"].removeprefix("Value error, "))
         elif error["type"] == "missing":
             lines.append(f"{variable} is not set.")
         else:
-            lines.append(f"{variable} is wrong: {error['msg'].removeprefix('Value error, ')}.")
+            lines.append(f"{variable} is wrong: {_expectation(error)}.")
     return "\n".join(lines)
+
+
+def _expectation(error: ErrorDetails) -> str:
+    known = _EXPECTATIONS.get(error["type"])
+    return known.format(**error.get("ctx", {})) if known else error["msg"].removeprefix("Value error, ")

@@ -5,12 +5,50 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+
+# libpq's word for it, and asyncpg's.
+_SSL_PARAMETERS = ("ssl", "sslmode")
+_PARAMETERS = (*_SSL_PARAMETERS, "application_name")
+
+
+def parse_database_url(url: str) -> tuple[URL, dict[str, Any]]:
+    """Read a URL as people write it for PostgreSQL, for any driver.
+
+    Args:
+        url: ``postgresql://USER:PASSWORD@HOST:PORT/DATABASE``, also ``postgres://``, with ``sslmode`` (or ``ssl``)
+            and ``application_name`` as parameters.
+
+    Returns:
+        The URL for SQLAlchemy with asyncpg, and the driver's arguments that stood in its parameters.
+
+    Raises:
+        ValueError: This is no URL of PostgreSQL, or has a parameter that the driver does not take.
+    """
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        parsed = None
+    if parsed is None or parsed.drivername.partition("+")[0] not in {"postgresql", "postgres"}:
+        raise ValueError("expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+    if unknown := parsed.query.keys() - set(_PARAMETERS):
+        raise ValueError(
+            f"{', '.join(sorted(unknown))} is not understood; expected no parameters but {', '.join(_PARAMETERS)}"
+        )
+    arguments: dict[str, Any] = {}
+    for name in _SSL_PARAMETERS:
+        if name in parsed.query:
+            arguments["ssl"] = parsed.query[name]
+    if "application_name" in parsed.query:
+        arguments["server_settings"] = {"application_name": parsed.query["application_name"]}
+    return parsed.set(drivername="postgresql+asyncpg", query={}), arguments
 
 
 def create_engine(
@@ -19,7 +57,7 @@ def create_engine(
     """Make an engine with time-outs everywhere. It connects on first use.
 
     Args:
-        url: ``postgresql://…``; any driver in it is replaced by asyncpg.
+        url: See :func:`parse_database_url`.
         pool_size: Connections that are kept; no more are opened.
         timeout_seconds: Longest wait for a free connection, for connecting, and for one statement.
         pgbouncer: True behind PgBouncer in transaction mode. Then the connections are pooled there alone,
@@ -27,7 +65,11 @@ def create_engine(
 
     Returns:
         The engine; its owner disposes of it.
+
+    Raises:
+        ValueError: The URL cannot be used.
     """
+    parsed, arguments = parse_database_url(url)
     connect_args: dict[str, Any] = {"timeout": timeout_seconds, "command_timeout": timeout_seconds}
     options: dict[str, Any] = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": timeout_seconds}
     if pgbouncer:
@@ -38,13 +80,10 @@ def create_engine(
         }
         options = {"poolclass": NullPool}
     else:
-        # Refused by PgBouncer as an unknown start-up parameter, hence not there.
         connect_args["server_settings"] = {"application_name": "assessment-scoring"}
-        # A connection that died while it was idle costs one retry instead of one failed submit.
-        options["pool_pre_ping"] = False
     return create_async_engine(
-        make_url(url).set(drivername="postgresql+asyncpg"),
-        connect_args=connect_args,
+        parsed,
+        connect_args=connect_args | arguments,
         hide_parameters=True,  # error messages would quote answers
         **options,
     )

@@ -8,6 +8,7 @@ What arq does with a message, ``_poll_iteration`` and ``run_job``, stays arq's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -22,6 +23,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from producers.contract import QUEUE_NAME, WAKE_CHANNEL, deserialize, serialize
+from worker.ending import end
 from worker.jobs import JOB_TIMEOUT_SECONDS, functions
 from worker.outage import Outage
 
@@ -60,7 +62,11 @@ class HardenedWorker(Worker):
                 await self.pool.zrem(self.queue_name, job_id)
             else:
                 readable.append(job_id)
+        before = set(self.tasks)
         await super().start_jobs(readable)
+        if readable and self.tasks.keys() == before:
+            # arq takes a score of zero for "not queued" and leaves it; a hundred of them would hide the queue.
+            await self.pool.zremrangebyscore(self.queue_name, 0, 0)
 
     async def run_job(self, job_id: str, score: int) -> None:
         """Run one message, dropping it where arq itself fails on it."""
@@ -144,11 +150,16 @@ class ArqLoop:
                 self._outage.met(exc)
             finally:
                 # Never let go of a message that is being run: it may be leasing.
-                listener.cancel()
-                await asyncio.gather(listener, return_exceptions=True)
-                await asyncio.shield(worker.finish(JOB_TIMEOUT_SECONDS))
+                await end([listener])
+                await asyncio.shield(self._finish(worker))
             await asyncio.sleep(pause_seconds)
             pause_seconds = min(LONGEST_PAUSE_SECONDS, pause_seconds * 2)
+
+    async def _finish(self, worker: HardenedWorker) -> None:
+        try:
+            await worker.finish(JOB_TIMEOUT_SECONDS)
+        except (RedisError, *_CONNECTION_TROUBLE):
+            logger.debug("A broken connection could not be closed.")
 
     async def _poll(self, worker: HardenedWorker) -> None:
         while True:
@@ -156,10 +167,10 @@ class ArqLoop:
             worker.allow_pick_jobs = self._picks = self._runtime.intake.wants_messages
             await worker.poll_once()
             self._outage.over()
-            try:
-                await asyncio.wait_for(self._woken.wait(), self._settings.poll_seconds)
-            except TimeoutError:
-                continue
+            # Not wait_for: Python 3.11's swallows a cancellation that meets the end of its wait.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.poll_seconds):
+                    await self._woken.wait()
 
     def _room_again(self) -> None:
         # Only where the last look was in vain: not every answer that is finished is worth a look at Redis.

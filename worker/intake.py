@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -120,6 +121,8 @@ class Intake:
         if len(response_ids) > room:
             self.more("live")
             self._ring(Drain(lane="live"))
+        # Reserve no more than it can fill: another message may be taking its share at this moment.
+        room = min(room, len(response_ids))
         if room == 0:
             return 0
 
@@ -147,6 +150,7 @@ class Intake:
         while True:
             # Cleared first: what changes while we pull must bring us back.
             self._changed.clear()
+            probe_seconds = self._breaker.seconds_until_probe()
             try:
                 if self._wanted_alone:
                     await self._score_alone()
@@ -154,7 +158,9 @@ class Intake:
                     pass
             except Exception as exc:  # noqa: BLE001 - whatever it is, the next round must come
                 self._outage.met(exc)
-            await self._wait_for_change()
+            # A probe that was due before we pulled waits for something else than time: for an answer to be due,
+            # or for a slot.
+            await self._wait_for_change(probe_seconds or None)
 
     async def stop(self) -> None:
         """Take nothing any more, and wait for the leases that are being taken."""
@@ -163,14 +169,13 @@ class Intake:
         if self._leasing:
             await asyncio.wait(set(self._leasing))
 
-    async def _wait_for_change(self) -> None:
-        pause_seconds = self._breaker.seconds_until_probe()
+    async def _wait_for_change(self, pause_seconds: float | None) -> None:
         if self._outage.ongoing or self._settler.troubled or self._renewer.troubled:
             pause_seconds = RETRY_SECONDS
-        try:
-            await asyncio.wait_for(self._changed.wait(), pause_seconds)
-        except TimeoutError:
-            return
+        # Not wait_for: Python 3.11's swallows a cancellation that meets the end of its wait.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_seconds):
+                await self._changed.wait()
 
     async def _pull(self) -> bool:
         """Pull once from the first lane that has more.
@@ -183,7 +188,9 @@ class Intake:
             if lane not in self._more:
                 continue
             if lane == "bulk":
-                room = min(room, int(self._pool.slots * BULK_SHARE) - self._pool.in_lane("bulk"))
+                # One at least, or a worker with a single slot would never rescore anything.
+                most = max(1, int(self._pool.slots * BULK_SHARE))
+                room = min(room, most - self._pool.in_lane("bulk"))
             if room < self._worth_pulling:
                 return False
             # Forgotten first: a bell that rings while we pull counts for the next time.

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 from arq.connections import RedisSettings
 
 from worker.arq_loop import ArqLoop, arq_options
+from worker.ending import end
 from worker.errors import WorkerBrokenError
 from worker.runtime import Runtime
 from worker.settings import ScoringSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from worker.scorers.protocol import Scorer
 
 logger = logging.getLogger(__name__)
@@ -47,25 +50,45 @@ async def run_worker(settings: ScoringSettings, *, scorer: Scorer | None = None)
         runtime.hurry.set()
         stop.set()
 
+    def polling_ended(_: asyncio.Task[None]) -> None:
+        # Without it the worker would look alive, sweep, and never read what it rings for.
+        if not stop.is_set():
+            logger.critical("The arq loop has ended; the worker stops.")
+            fail()
+
     runtime.on_failure = fail
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stop_or_hurry)
+    try:
+        await _run(runtime, settings, stop, polling_ended)
+    finally:
+        # Whoever signals again, to a process that does not end, shall end it.
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(signal_number)
+    if failed.is_set():
+        raise WorkerBrokenError
+
+
+async def _run(
+    runtime: Runtime,
+    settings: ScoringSettings,
+    stop: asyncio.Event,
+    polling_ended: Callable[[asyncio.Task[None]], None],
+) -> None:
     try:
         await runtime.start()
     except BaseException:
         await runtime.close()
         raise
     polling = asyncio.create_task(ArqLoop(runtime, settings).run(), name="arq")
+    polling.add_done_callback(polling_ended)
     logger.info(
         "The worker is ready.", extra={"slots": settings.slots, "worker_id": str(runtime.heartbeat.worker_id)}
     )
     await stop.wait()
     logger.info("The worker stops.", extra={"grace_seconds": settings.grace_seconds})
-    polling.cancel()
-    await asyncio.gather(runtime.stop(), polling, return_exceptions=True)
-    if failed.is_set():
-        raise WorkerBrokenError
+    await asyncio.gather(runtime.stop(), end([polling]), return_exceptions=True)
 
 
 async def _start(ctx: dict[str, Any]) -> None:

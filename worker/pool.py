@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from worker.breaker import Breaker
+    from worker.decisions import Transition
     from worker.leased import Lease
     from worker.scorers.protocol import Question, Scorer
     from worker.settler import Settler
@@ -38,6 +39,7 @@ class _Held:
     lease_token: UUID
     since: float
     scoring: asyncio.Task[Score | ScoringError] | None = None
+    given_up: bool = False
 
 
 def check_score(score: Score, question: Question) -> None:
@@ -163,35 +165,57 @@ class ScoringPool:
             )
             # A scorer that ignores its cancellation must not keep the process alive.
             await asyncio.wait(left, timeout=1.0)
+        for held in list(self._held.values()):
+            if held.scoring and not held.scoring.done():
+                held.given_up = True
+                lease = held.lease.under(held.lease_token)
+                self._settler.put(lease, hand_back(lease))
 
     def _scored(self, held: _Held, successes_before: int, task: asyncio.Task[Score | ScoringError]) -> None:
         """The scorer is done with an answer: free its slot and decide what becomes of it."""
         # The work as it was begun, under the token that it has now.
         lease = held.lease.under(held.lease_token)
         self._scoring[lease.lane] -= 1
+        if held.given_up:
+            return
         if task.cancelled() and self._stopping:
             self._breaker.abandoned(lease.handoff_id)
             self._settler.put(lease, hand_back(lease))
             self._on_change()
             return
         outcome = _AMISS if task.cancelled() or task.exception() else task.result()
+        others_succeeded = self._successes > successes_before
+        try:
+            transition = self._judge(lease, outcome, others_succeeded=others_succeeded)
+        except Exception as exc:  # noqa: BLE001 - foreign values
+            # An outcome with, say, a text for seconds. Without a transition the answer would be held for ever.
+            logger.error(  # noqa: TRY400 - a traceback's values may quote the answer
+                "The scorer raised an outcome that makes no sense.",
+                extra={"response_id": lease.response_id, "error": type(exc).__name__},
+            )
+            transition = self._judge(lease, _AMISS, others_succeeded=others_succeeded)
+        self._settler.put(lease, transition)
+        self._on_change()
+
+    def _judge(self, lease: Lease, outcome: Score | ScoringError, *, others_succeeded: bool) -> Transition:
         was_open = self._breaker.is_open
         self._tell_breaker(lease, outcome)
         surroundings = Surroundings(
-            breaker_open=was_open or self._breaker.is_open,
-            others_succeeded=self._successes > successes_before,
+            breaker_open=was_open or self._breaker.is_open, others_succeeded=others_succeeded
         )
+        transition = decide(lease, outcome, surroundings, max_attempts=self._max_attempts)
         if isinstance(outcome, Score):
             self._successes += 1
-        self._settler.put(lease, decide(lease, outcome, surroundings, max_attempts=self._max_attempts))
-        self._on_change()
+        return transition
 
     async def _outcome(self, lease: Lease, question: Question) -> Score | ScoringError:
         """Ask the scorer, and turn whatever it does into an outcome."""
         time_limit = asyncio.timeout(self._answer_seconds)
         try:
             async with time_limit:
-                score = await self._scorer.score(question, lease.answer)
+                score: object = await self._scorer.score(question, lease.answer)
+            if not isinstance(score, Score):
+                return AttemptFailed(f"The scorer returned a {type(score).__name__} and no Score.")
             check_score(score, question)
         except ScoringError as exc:
             return exc

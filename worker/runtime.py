@@ -13,6 +13,7 @@ from producers.errors import InvalidSettingsError
 from storage.errors import StorageError
 from worker.breaker import Breaker
 from worker.claiming import Claimer
+from worker.ending import end
 from worker.heartbeat import Heartbeat
 from worker.intake import Intake
 from worker.outage import Outage
@@ -156,8 +157,8 @@ class Runtime:
             )
         for task in self._loops:
             task.remove_done_callback(self._loop_ended)
-            task.cancel()
-        await asyncio.gather(*self._loops, *self._rings, return_exceptions=True)
+        await end(self._loops)
+        await asyncio.gather(*self._rings, return_exceptions=True)
         await self.heartbeat.leave()
         await self.close()
         logger.info("The worker has stopped.", extra=dict(self.settler.counts))
@@ -190,6 +191,7 @@ class Runtime:
 
     def _loop_ended(self, task: asyncio.Task[None]) -> None:
         """A loop that ends is a bug; a worker without it would look alive and do nothing."""
-        if not task.cancelled():
-            logger.critical("The %s has ended; the worker stops.", task.get_name(), exc_info=task.exception())
-            self.on_failure()
+        # Also where it was cancelled: not by us, we take this callback off before.
+        exc = None if task.cancelled() else task.exception()
+        logger.critical("The %s has ended; the worker stops.", task.get_name(), exc_info=exc)
+        self.on_failure()
