@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from producers.announcer import Announcer
 from producers.batching import SubmissionBatcher
-from producers.bell import Bell, connect_redis
+from producers.bell import Bell
 from producers.errors import ProducerClosedError
-from producers.settings import ProducerSettings
+from producers.settings import DatabaseSettings, ProducerSettings, QueueSettings
 from storage.claims import request_claim
 from storage.keys import time_ordered_uuid
 from storage.limits import max_answer_chars
@@ -161,8 +161,8 @@ async def open_producer(
     """Open the one producer of this process.
 
     Args:
-        settings: By default those of the environment (``SCORING_DATABASE_URL``, ``SCORING_REDIS_URL``, …).
-            Not needed where both an engine and a Redis client are given.
+        settings: By default those of the environment (``SCORING_DATABASE_URL``, ``SCORING_REDIS_URL``, …), as far
+            as no engine or no Redis client is given.
         engine: An engine on asyncpg that the web app has already; stays open.
         redis: A Redis client that the web app has already (arq's pool is one); stays open.
 
@@ -172,17 +172,13 @@ async def open_producer(
     Raises:
         InvalidSettingsError: A setting is missing or wrong; the message names the variable.
     """
-    if settings is None and (engine is None or redis is None):
+    if settings is None and engine is None and redis is None:
         settings = ProducerSettings.from_environment()
     own_engine = own_redis = None
     if engine is None:
-        assert settings is not None  # noqa: S101 - for the type checker
-        engine = own_engine = settings.engine()
+        engine = own_engine = (settings or DatabaseSettings.from_environment()).engine()
     if redis is None:
-        assert settings is not None  # noqa: S101 - for the type checker
-        redis = own_redis = connect_redis(
-            settings.redis_url.get_secret_value(), timeout_seconds=settings.redis_timeout_seconds
-        )
+        redis = own_redis = (settings or QueueSettings.from_environment()).redis()
     producer = Producer(engine, redis, max_chars=settings.max_answer_chars if settings else None)
     try:
         yield producer

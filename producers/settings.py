@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from redis.asyncio.connection import parse_url
 
+from producers.bell import connect_redis
 from producers.errors import InvalidSettingsError
 from storage.engine import create_engine, parse_database_url
 from storage.limits import DEFAULT_MAX_ANSWER_CHARS
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
+    from redis.asyncio import Redis
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 ENV_PREFIX = "SCORING_"
@@ -33,28 +36,13 @@ def _redis_url(url: SecretStr) -> SecretStr:
     return url
 
 
-class DatabaseSettings(BaseSettings):
-    """How to reach PostgreSQL."""
-
+class _Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
         env_ignore_empty=True,  # Compose passes a variable that is mentioned and not set as an empty one
         extra="ignore",
         frozen=True,
         hide_input_in_errors=True,
-    )
-
-    database_url: Annotated[SecretStr, AfterValidator(_postgres_url)] = Field(
-        description="PostgreSQL, as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, where needed with ?sslmode=require"
-    )
-    database_pool_size: int = Field(
-        default=5, ge=1, le=100, description="PostgreSQL connections that one process keeps"
-    )
-    database_timeout_seconds: float = Field(
-        default=10.0, gt=0, le=300, description="longest wait for a connection or for one statement, seconds"
-    )
-    pgbouncer: bool = Field(
-        default=False, description="true behind PgBouncer in transaction mode: prepare no named statements"
     )
 
     @classmethod
@@ -72,6 +60,29 @@ class DatabaseSettings(BaseSettings):
         except ValidationError as exc:
             raise InvalidSettingsError(explain(exc)) from None  # the cause would show the value
 
+    @classmethod
+    def unknown_variables(cls) -> list[str]:
+        """Variables of the environment that look like settings of this class and are none."""
+        known = {f"{ENV_PREFIX}{name}".upper() for name in cls.model_fields}
+        return sorted(name for name in os.environ if name.startswith(ENV_PREFIX) and name not in known)
+
+
+class DatabaseSettings(_Settings):
+    """How to reach PostgreSQL."""
+
+    database_url: Annotated[SecretStr, AfterValidator(_postgres_url)] = Field(
+        description="PostgreSQL, as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, where needed with ?sslmode=require"
+    )
+    database_pool_size: int = Field(
+        default=5, ge=1, le=100, description="PostgreSQL connections that one process keeps"
+    )
+    database_timeout_seconds: float = Field(
+        default=10.0, gt=0, le=300, description="longest wait for a connection or for one statement, seconds"
+    )
+    pgbouncer: bool = Field(
+        default=False, description="true behind PgBouncer in transaction mode: prepare no named statements"
+    )
+
     def engine(self) -> AsyncEngine:
         """Make an engine from these settings; its owner disposes of it."""
         return create_engine(
@@ -82,8 +93,8 @@ class DatabaseSettings(BaseSettings):
         )
 
 
-class ProducerSettings(DatabaseSettings):
-    """What a web process needs to hand answers over."""
+class QueueSettings(_Settings):
+    """How to reach Redis."""
 
     redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] = Field(
         description="Redis, as redis://:PASSWORD@HOST:PORT/NUMBER"
@@ -91,6 +102,15 @@ class ProducerSettings(DatabaseSettings):
     redis_timeout_seconds: float = Field(
         default=2.0, gt=0, le=60, description="longest wait for Redis to connect or to answer, seconds"
     )
+
+    def redis(self) -> Redis:
+        """Make a client with time-outs from these settings; its owner closes it."""
+        return connect_redis(self.redis_url.get_secret_value(), timeout_seconds=self.redis_timeout_seconds)
+
+
+class ProducerSettings(DatabaseSettings, QueueSettings):
+    """What a web process needs to hand answers over."""
+
     max_answer_chars: int = Field(
         default=DEFAULT_MAX_ANSWER_CHARS,
         ge=1,

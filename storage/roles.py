@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 from sqlalchemy.dialects import postgresql
 
+from storage.errors import AccessDeniedError
 from storage.tables import VERSION_TABLE
 from storage.translation import translated
 
@@ -58,6 +59,19 @@ PRIVILEGES: Mapping[str, Mapping[str, str]] = {
 # Is there such a role?
 _EXISTS = text("SELECT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = :name)")
 
+# May we grant on all of these? Who may not gets a warning from PostgreSQL, not an error.
+_OWNED = text(
+    "SELECT bool_and(pg_has_role(relowner, 'USAGE')) FROM pg_class WHERE oid = ANY (CAST(:tables AS regclass[]))"
+)
+
+_TABLES = sorted({table for granted in PRIVILEGES.values() for table in granted})
+
+
+def _create_statement(name: str) -> str:
+    return (
+        f"DO $$ BEGIN CREATE ROLE {_QUOTE(name)} NOLOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
+    )
+
 
 def grant_statements(roles: Mapping[str, str]) -> list[str]:
     """Spell out the statements that give each role what it needs and nothing else.
@@ -66,15 +80,14 @@ def grant_statements(roles: Mapping[str, str]) -> list[str]:
         roles: The role's name in the database by its part: ``web``, ``worker``, ``ops``.
 
     Returns:
-        SQL statements, first what is taken away, then what is given.
+        SQL statements: the roles are created if they are missing, then what they may is taken away, then given.
     """
-    statements = []
+    statements = [_create_statement(name) for name in roles.values()]
     for part, tables in PRIVILEGES.items():
         if part not in roles:
             continue
         role = _QUOTE(roles[part])
-        every_table = sorted({table for granted in PRIVILEGES.values() for table in granted})
-        statements.append(f"REVOKE ALL ON {', '.join(every_table)} FROM {role}")
+        statements.append(f"REVOKE ALL ON {', '.join(_TABLES)} FROM {role}")
         statements.extend(f"GRANT {privileges} ON {table} TO {role}" for table, privileges in tables.items())
     return statements
 
@@ -96,10 +109,12 @@ async def grant_roles(conn: AsyncConnection, roles: Mapping[str, str]) -> list[d
     """
     granted = []
     with translated():
+        if not (await conn.execute(_OWNED, {"tables": _TABLES})).scalar_one():
+            raise AccessDeniedError(
+                "This login does not own our tables, so it cannot grant: connect as their owner."
+            )
         for part, name in roles.items():
             exists = (await conn.execute(_EXISTS, {"name": name})).scalar_one()
-            if not exists:
-                await conn.execute(text(f"CREATE ROLE {_QUOTE(name)} NOLOGIN"))
             granted.append({"part": part, "role": name, "created": not exists})
         for statement in grant_statements(roles):
             await conn.execute(text(statement))

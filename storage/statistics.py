@@ -38,13 +38,17 @@ _STATUS = text(f"""
         {_count("h.state = 'dead'")} AS dead,
         {_count("h.state = 'dismissed'")} AS dismissed,
         (
+            SELECT EXTRACT(epoch FROM statement_timestamp() - h.created_at)::double precision
+            FROM scoring_handoffs AS h WHERE {_OPEN} ORDER BY h.handoff_id LIMIT 1
+        ) AS oldest_seconds,
+        (
             SELECT EXTRACT(epoch FROM statement_timestamp() - min(oldest.due_at))::double precision
             FROM unnest(ARRAY['live', 'bulk']) AS lanes (lane) CROSS JOIN LATERAL (
                 SELECT h.due_at FROM scoring_handoffs AS h
                 WHERE {_OPEN} AND h.lane = lanes.lane AND h.due_at <= statement_timestamp()
                 ORDER BY h.due_at LIMIT 1
             ) AS oldest
-        ) AS oldest_waiting_seconds,
+        ) AS longest_due_seconds,
         coalesce((SELECT max(score_id) FROM assessment_scores), 0) - coalesce((
             SELECT score_id FROM assessment_scores
             WHERE created_at <= statement_timestamp() - interval '1 minute' ORDER BY created_at DESC LIMIT 1
@@ -63,14 +67,12 @@ _UNPUBLISHED = text(f"""
     GROUP BY module_slug, question_id ORDER BY answers DESC, module_slug, question_id LIMIT 20
 """)
 
-# Why answers that are tried again later failed the last time, most frequent reason first. Only those: what is
-# due may be a backlog of a million.
-_TROUBLES = text(f"""
+# Why unscored answers failed the last time, most frequent reason first; the most recent ones, from their index.
+_TROUBLES = text("""
     SELECT last_error AS reason, count(*) AS answers, max(last_error_at) AS last_at FROM (
         SELECT h.last_error, h.last_error_at FROM scoring_handoffs AS h
-        WHERE {_OPEN} AND h.lane IN ('live', 'bulk') AND h.due_at > statement_timestamp()
-            AND h.last_error IS NOT NULL
-        LIMIT {COUNT_LIMIT}
+        WHERE h.state = 'open' AND h.last_error IS NOT NULL
+        ORDER BY h.last_error_at DESC LIMIT 1000
     ) AS counted
     GROUP BY last_error ORDER BY answers DESC LIMIT 5
 """)
@@ -84,7 +86,8 @@ async def handoff_statistics(conn: AsyncConnection) -> dict[str, Any]:
 
     Returns:
         ``waiting_live``, ``waiting_bulk``, ``leased``, ``postponed``, ``unpublished``, ``dead``,
-        ``dismissed`` (each counted up to 10,001), ``oldest_waiting_seconds`` (None where nothing waits),
+        ``dismissed`` (each counted up to 10,001), ``oldest_seconds`` (since the oldest handoff that may be
+        scored was made) and ``longest_due_seconds`` (None where there is nothing),
         ``scored_last_minute``, ``claims_waiting``, ``unpublished_questions`` and ``troubles``.
     """
     with translated():

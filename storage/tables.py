@@ -178,6 +178,12 @@ handoffs = Table(
         "handoff_id",
         postgresql_where=text("state = 'open' AND lease_losses >= 2"),
     ),
+    # Why answers wait, the latest first.
+    Index(
+        "ix_scoring_handoffs_troubled",
+        "last_error_at",
+        postgresql_where=text("state = 'open' AND last_error IS NOT NULL"),
+    ),
     # Rows are updated on every lease and renewal and live for seconds: leave room on their page, and
     # vacuum before the dead ones outnumber the living by thousands.
     postgresql_with={

@@ -180,7 +180,7 @@ def test_urls_lead_to_the_services(
     settings = ScoringSettings.from_environment()
 
     assert settings.database_url.get_secret_value() == (
-        f"postgresql+asyncpg://{database['POSTGRES_USER']}:secret@postgres:5432/{database['POSTGRES_DB']}"
+        f"postgresql://{database['POSTGRES_USER']}:secret@postgres:5432/{database['POSTGRES_DB']}"
     )
     assert settings.redis_url.get_secret_value() == "redis://:secret@redis:6379/0"
 

@@ -134,11 +134,11 @@ class ArqLoop:
         self._woken = asyncio.Event()
         self._outage = Outage("Redis", "Due answers are taken by the sweep alone.")
         self._picks = True
+        self._pause_seconds = FIRST_PAUSE_SECONDS
         runtime.on_room = self._room_again
 
     async def run(self) -> None:
         """Poll until cancelled, whatever happens to Redis."""
-        pause_seconds = FIRST_PAUSE_SECONDS
         while True:
             redis = connect_arq(self._settings)
             worker = HardenedWorker(redis_pool=redis, handle_signals=False, **arq_options())
@@ -152,8 +152,8 @@ class ArqLoop:
                 # Never let go of a message that is being run: it may be leasing.
                 await end([listener])
                 await asyncio.shield(self._finish(worker))
-            await asyncio.sleep(pause_seconds)
-            pause_seconds = min(LONGEST_PAUSE_SECONDS, pause_seconds * 2)
+            await asyncio.sleep(self._pause_seconds)
+            self._pause_seconds = min(LONGEST_PAUSE_SECONDS, self._pause_seconds * 2)
 
     async def _finish(self, worker: HardenedWorker) -> None:
         try:
@@ -167,6 +167,7 @@ class ArqLoop:
             worker.allow_pick_jobs = self._picks = self._runtime.intake.wants_messages
             await worker.poll_once()
             self._outage.over()
+            self._pause_seconds = FIRST_PAUSE_SECONDS
             # Not wait_for: Python 3.11's swallows a cancellation that meets the end of its wait.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.poll_seconds):

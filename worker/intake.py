@@ -83,9 +83,14 @@ class Intake:
     @property
     def allowance(self) -> int:
         """How many answers may be taken now."""
-        if self._stopped or self._alone or self._settler.troubled or self._renewer.troubled:
+        if self._alone or not self._may_lease:
             return 0
         return max(0, self._breaker.allowance(self._pool.free_slots) - self._reserved)
+
+    @property
+    def _may_lease(self) -> bool:
+        # After an outage of PostgreSQL: first settle, then renew, then lease.
+        return not (self._stopped or self._settler.troubled or self._renewer.troubled)
 
     @property
     def wants_messages(self) -> bool:
@@ -152,7 +157,7 @@ class Intake:
             self._changed.clear()
             probe_seconds = self._breaker.seconds_until_probe()
             try:
-                if self._wanted_alone:
+                if self._wanted_alone and self._may_lease and self._breaker.allowance(1):
                     await self._score_alone()
                 while await self._pull():
                     pass

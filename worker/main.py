@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,12 +25,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-async def run_worker(settings: ScoringSettings, *, scorer: Scorer | None = None) -> None:
+async def run_worker(settings: ScoringSettings, *, scorer: Scorer | None = None) -> int:
     """Run a worker until SIGTERM or SIGINT; a second signal ends the grace time.
 
     Args:
         settings: What ops set.
         scorer: In place of the one that the settings name, for tests and benchmarks.
+
+    Returns:
+        How many scorers still run although they were cancelled; everything else is over.
 
     Raises:
         InvalidSettingsError: The scorer cannot be made from the settings.
@@ -68,6 +72,23 @@ async def run_worker(settings: ScoringSettings, *, scorer: Scorer | None = None)
             loop.remove_signal_handler(signal_number)
     if failed.is_set():
         raise WorkerBrokenError
+    return runtime.pool.stuck
+
+
+def run_process(settings: ScoringSettings) -> None:
+    """Run a worker as this process; arguments and errors as :func:`run_worker`.
+
+    A scorer that ignores its cancellation cannot keep the process alive: its answer was handed back.
+    """
+    with asyncio.Runner() as runner:
+        if stuck := runner.run(run_worker(settings)):
+            # Closing the event loop would wait for them, for ever.
+            logger.warning(
+                "Scorers ignore that they were cancelled; the process ends without them.",
+                extra={"scorers": stuck},
+            )
+            logging.shutdown()
+            os._exit(0)
 
 
 async def _run(

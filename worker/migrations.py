@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import alembic.command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 import storage
+from storage import create_engine
+from storage.translation import translated
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 
 def migrations_folder() -> Path:
@@ -16,14 +22,6 @@ def migrations_folder() -> Path:
     package = Path(storage.__file__).parent
     installed = package / "alembic"
     return installed if installed.is_dir() else package.parent / "alembic"
-
-
-def _config(database_url: str) -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
-    # Not as an option: a password may contain a per cent sign, which options interpolate.
-    config.attributes["database_url"] = database_url
-    return config
 
 
 def head_revision() -> str:
@@ -35,12 +33,33 @@ def head_revision() -> str:
     return head
 
 
-def upgrade(database_url: str) -> None:
+# Longest time for the whole migration: building an index on millions of rows takes its time.
+MIGRATION_SECONDS = 3600.0
+
+
+async def upgrade(database_url: str) -> None:
     """Bring a database up to date; does nothing where it is.
 
     Connect directly, not through PgBouncer. Two upgrades at once wait for each other.
 
     Args:
         database_url: Of an owner of our tables, who may create them.
+
+    Raises:
+        StorageError: PostgreSQL is away, or refuses us.
     """
-    alembic.command.upgrade(_config(database_url), "head")
+    engine = create_engine(database_url, pool_size=1, timeout_seconds=MIGRATION_SECONDS)
+    try:
+        with translated():
+            async with engine.begin() as conn:
+                await conn.run_sync(_upgrade)
+    finally:
+        await engine.dispose()
+
+
+def _upgrade(connection: Connection) -> None:
+    config = Config()
+    # A per cent sign in a path would be read as the start of a variable.
+    config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    alembic.command.upgrade(config, "head")

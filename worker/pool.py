@@ -89,6 +89,8 @@ class ScoringPool:
         self._scoring: dict[str, int] = {"live": 0, "bulk": 0}
         self._successes = 0
         self._stopping = False
+        # How many scorers went on although they were cancelled.
+        self.stuck = 0
 
     @property
     def free_slots(self) -> int:
@@ -168,6 +170,7 @@ class ScoringPool:
         for held in list(self._held.values()):
             if held.scoring and not held.scoring.done():
                 held.given_up = True
+                self.stuck += 1
                 lease = held.lease.under(held.lease_token)
                 self._settler.put(lease, hand_back(lease))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
-from producers.bell import Bell, connect_redis
+from producers.bell import Bell
 from producers.errors import InvalidSettingsError
 from storage.errors import StorageError
 from worker.breaker import Breaker
@@ -50,9 +50,7 @@ class Runtime:
         self.settings = settings
         self._scorer = scorer or build_scorer(settings)
         self.engine = settings.engine()
-        self._redis = connect_redis(
-            settings.redis_url.get_secret_value(), timeout_seconds=settings.redis_timeout_seconds
-        )
+        self._redis = settings.redis()
         self.bell = Bell(self._redis)
         self.breaker = Breaker()
         self.settler = Settler(self.engine, max_attempts=settings.max_attempts, on_done=self._done)
@@ -70,7 +68,7 @@ class Runtime:
             self.pool,
             self.settler,
             lease_seconds=settings.lease_seconds,
-            renew_seconds=settings.renew_seconds,
+            renew_seconds=settings.renewal_seconds,
         )
         self.intake = Intake(
             self.engine,
@@ -129,7 +127,7 @@ class Runtime:
         except (RedisError, OSError, TimeoutError) as exc:
             if "NOAUTH" in str(exc):
                 raise InvalidSettingsError("SCORING_REDIS_URL is wrong: Redis asks for a password.") from None
-            logger.warning("Redis is away; due answers are taken by the sweep alone until it is back.")
+            logger.debug("Redis is away; the arq loop says so too, and when it is back.")
 
     async def take(self, response_ids: Sequence[int]) -> None:
         """Take what a message names; with PostgreSQL away, leave it to the sweep."""

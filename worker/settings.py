@@ -21,8 +21,10 @@ class ScoringSettings(ProducerSettings):
         le=3600,
         description="how long an answer stays with a worker that stopped renewing, seconds",
     )
-    renew_seconds: float = Field(
-        default=10.0, gt=0, description="pause between two renewals of the leases, seconds"
+    renew_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="pause between two renewals of the leases, seconds; unset: a third of SCORING_LEASE_SECONDS",
     )
     sweep_seconds: float = Field(default=1.5, gt=0, le=60, description="pause between two sweeps, seconds")
     answer_seconds: float = Field(
@@ -70,9 +72,14 @@ class ScoringSettings(ProducerSettings):
         default="INFO", description="least level that is logged"
     )
 
+    @property
+    def renewal_seconds(self) -> float:
+        """Pause between two renewals: as set, or so that two may be lost and the lease is kept."""
+        return self.lease_seconds / 3 if self.renew_seconds is None else self.renew_seconds
+
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
-        if self.renew_seconds > self.lease_seconds / 2:
+        if self.renew_seconds is not None and self.renew_seconds > self.lease_seconds / 2:
             msg = "SCORING_RENEW_SECONDS is wrong: expected at most half of SCORING_LEASE_SECONDS, so that one lost renewal loses no lease."
             raise ValueError(msg)
         if self.scorer not in {"llm", "lexical"} and ":" not in self.scorer:

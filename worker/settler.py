@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 MAX_BATCH = 500
 # Finished scores are worth waiting for: tried again for ever, at this pace.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 2.0
+# At most one line in so long tells how many results were written.
+REPORT_SECONDS = 30.0
 
 _RELEASING: dict[
     type[Transition], Callable[[AsyncConnection, Sequence[Release]], Awaitable[frozenset[int]]]
@@ -45,6 +48,16 @@ _RELEASING: dict[
     Bury: bury_handoffs,
     HandBack: hand_back_handoffs,
 }
+
+
+def _log(lease: Lease, what: Transition) -> None:
+    """Log what a person may want to know of at once: every answer that is dead, and why others wait."""
+    if isinstance(what, (Bury, Fail, Postpone)):
+        about = {"response_id": lease.response_id, "reason": what.release.reason}
+        if isinstance(what, Bury):
+            logger.warning("An answer is dead; see scoring dead list.", extra=about)
+        else:
+            logger.info("An answer is tried again later.", extra=about)
 
 
 class Settler:
@@ -70,6 +83,8 @@ class Settler:
         self._idle.set()
         self._outage = Outage("PostgreSQL", "Finished scores wait in memory and are written when it is back.")
         self.counts: Counter[str] = Counter()
+        self._reported: Counter[str] = Counter()
+        self._report_at = 0.0
 
     @property
     def troubled(self) -> bool:
@@ -98,6 +113,15 @@ class Settler:
                     if chosen := [(lease, what) for lease, what in batch if isinstance(what, kind)]:
                         await self._perform(kind, chosen)
             self._idle.set()
+            self._report()
+
+    def _report(self) -> None:
+        """Say now and then how it goes, so that a worker's log shows that it works."""
+        if time.monotonic() >= self._report_at:
+            lately = self.counts - self._reported
+            logger.info("Results were written.", extra=dict(lately))
+            self._reported = self.counts.copy()
+            self._report_at = time.monotonic() + REPORT_SECONDS
 
     async def _perform(self, kind: type[Transition], batch: list[tuple[Lease, Transition]]) -> None:
         """Perform transitions of one kind. Tries again while PostgreSQL is away; halves what it refuses."""
@@ -157,6 +181,7 @@ class Settler:
             name = kind.__name__.lower()
             if handoff_of(what) in performed:
                 self.counts[name] += 1
+                _log(lease, what)
             elif doubtful:
                 self.counts[f"{name}_in_doubt"] += 1
             else:

@@ -36,8 +36,9 @@ MAX_CLAIMS = 500
 class Sweep:
     """Looks every ``sweep_seconds`` for what nobody takes, and rings for it.
 
-    It writes nothing for what is overdue, so a backlog of a million costs it nothing. Where Redis cannot be
-    rung, this worker does by itself what it would have rung for.
+    It writes nothing for what is overdue, so a backlog of a million costs it nothing. This worker pulls for
+    itself and rings for the others; where Redis cannot be rung, it also does the rest of what it would have rung
+    for.
 
     Args:
         engine: Where the tables are.
@@ -90,6 +91,11 @@ class Sweep:
                     conn, after_handoff_id=self._revived_up_to
                 )
                 claim_ids = await requested_claims(conn, age_seconds=OVERDUE_SECONDS, limit=MAX_CLAIMS)
+        # A drain that a killed worker was reading keeps its name for a while, and ours would be taken for it. So
+        # the bell is for the others; this worker looks for itself.
+        for lane in ("live", "bulk"):
+            if lane in lanes:
+                self._intake.more(lane)
         drains = [Drain(lane=lane) for lane in ("live", "bulk", "suspect") if lane in lanes]
         counts.update({drain.lane: 1 for drain in drains})
         counts["claims"] = len(claim_ids)
@@ -107,7 +113,7 @@ class Sweep:
         except (RedisError, OSError, TimeoutError) as exc:
             self._redis.met(exc)
             for drain in drains:
-                self._intake.more(drain.lane)
+                self._intake.more(drain.lane)  # the suspect too: nobody else hears of it
             await self._claimer.apply(claim_ids)
         else:
             self._redis.over()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 from redis.exceptions import RedisError
 
-from producers.bell import connect_redis
 from producers.contract import (
     CLAIM_RESPONSES,
     DRAIN,
@@ -156,9 +155,7 @@ def _is_contract(message: bytes) -> bool:
 async def _queue_is_clean(settings: ScoringSettings, *, full: bool) -> Finding:
     """Every message is JSON of the contract, which has no room for answer text."""
     invariant = "Nothing in Redis contains answer text, and no payload is pickled"
-    redis = connect_redis(
-        settings.redis_url.get_secret_value(), timeout_seconds=settings.redis_timeout_seconds
-    )
+    redis = settings.redis()
     try:
         ids = await redis.zrange(QUEUE_NAME, 0, -1 if full else MESSAGES - 1)
         keys = [message_key(message_id.decode(errors="replace")) for message_id in ids]

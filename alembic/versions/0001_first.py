@@ -197,6 +197,13 @@ def upgrade() -> None:
         postgresql_where=sa.text("state = 'open' AND lease_losses >= 2"),
     )
     op.create_index(
+        "ix_scoring_handoffs_troubled",
+        "scoring_handoffs",
+        ["last_error_at"],
+        unique=False,
+        postgresql_where=sa.text("state = 'open' AND last_error IS NOT NULL"),
+    )
+    op.create_index(
         "ix_scoring_handoffs_unpublished",
         "scoring_handoffs",
         ["handoff_id"],

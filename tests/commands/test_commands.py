@@ -159,10 +159,10 @@ async def test_the_dead_are_listed_shown_dismissed_and_retried(
     assert "The model refused. [bold]" in shown
     assert detail["last_error"] == "The model refused. [bold]"
     assert submission()["answer_text"] not in str(detail)
-    assert dismissed == {"dismissed": [response_id]}
+    assert dismissed == {"dismissed": [response_id], "not_dead": []}
     assert listed_then == []
     assert "a teacher" in listed_with[0]["last_error"]
-    assert retried == {"retried": [response_id]}
+    assert retried == {"retried": [response_id], "not_dead": []}
     assert (await commands.run("dead", "list")).stdout == "No answer is dead.\n"
 
 
@@ -171,9 +171,13 @@ async def test_the_dead_are_retried_by_reason(commands: Commands, engine: AsyncE
     refused = await dead_response(engine, "The model refused.")
     await dead_response(engine, "Wrong key.")
 
-    assert await commands.json("dead", "retry", "--all", "--reason", "refused") == {"retried": [refused]}
+    assert await commands.json("dead", "retry", "--all", "--reason", "refused") == {
+        "retried": [refused],
+        "not_dead": [],
+    }
     assert (await commands.run("dead", "retry")).exit_code == 2
     assert (await commands.run("dead", "show", "999999")).exit_code == 1
+    assert await commands.json("dead", "retry", "999999", exit_status=1) == {"retried": [], "not_dead": [999999]}
 
 
 async def test_questions_are_published_from_files(commands: Commands, tmp_path: Path) -> None:

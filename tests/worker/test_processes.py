@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import select
 
 from producers.bell import Bell
-from producers.contract import QUEUE_NAME, ScoreResponses
+from producers.contract import QUEUE_NAME, Drain, ScoreResponses, job_id
 from storage.tables import scores
 from storage.workers import list_workers
 from tests.databases import ROOT
@@ -175,4 +175,6 @@ async def test_arq_s_own_command_scores_and_stops(start: Start, engine: AsyncEng
 
     async with engine.connect() as conn:
         assert await list_workers(conn) == []
-    assert await redis.zcard(QUEUE_NAME) == 0
+    # A sweep may have rung once more, for whichever worker comes next.
+    left = {member.decode() for member in await redis.zrange(QUEUE_NAME, 0, -1)}
+    assert left <= {job_id(Drain(lane="live"))}

@@ -50,8 +50,7 @@ def migrate(*, as_json: AsJson = False) -> None:
 
     settings = DatabaseSettings.from_environment()
     before = asyncio.run(_revision(settings))
-    with translated():
-        upgrade(settings.database_url.get_secret_value())
+    asyncio.run(upgrade(settings.database_url.get_secret_value()))
     after = asyncio.run(_revision(settings))
     if as_json:
         print_json({"before": before, "after": after})
@@ -97,6 +96,7 @@ def grant(
         print_json(granted)
     else:
         rows = [
-            (each["part"], each["role"], "created" if each["created"] else "was there") for each in granted
+            (each["part"], each["role"], "created, granted" if each["created"] else "was there, granted anew")
+            for each in granted
         ]
-        console().print(table("Roles", ("part", "role", ""), rows))
+        console().print(table("Roles", ("part", "role", "result"), rows))

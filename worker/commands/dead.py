@@ -20,13 +20,19 @@ app = typer.Typer(
 ResponseIds = Annotated[list[int] | None, typer.Argument(metavar="[RESPONSE_ID]...", help="Which responses.")]
 
 
-def _print_ids(action: str, ids: list[int], *, as_json: bool) -> None:
+def _report(action: str, done: list[int], asked: list[int] | None, *, as_json: bool) -> None:
+    """Say what was done, and what was asked for and not done: those are not dead. Exits with 1 if nothing was."""
+    skipped = sorted(set(asked or ()) - set(done))
     if as_json:
-        print_json({action: ids})
+        print_json({action: done, "not_dead": skipped})
     else:
         typer.echo(
-            f"{len(ids):,} {action}." + (f" Responses: {', '.join(map(str, ids[:20]))}" if ids else "")
+            f"{len(done):,} {action}." + (f" Responses: {', '.join(map(str, done[:20]))}" if done else "")
         )
+    if skipped:
+        typer.echo(f"Not dead, and left alone: {', '.join(map(str, skipped[:20]))}", err=True)
+        if not done:
+            raise typer.Exit(1)
 
 
 @app.command("list")
@@ -74,7 +80,7 @@ def show(response_id: int, *, as_json: AsJson = False) -> None:
 
     rows = asyncio.run(run())
     if not rows:
-        typer.echo(f"Response {response_id} is not dead.", err=True)
+        typer.echo(f"Response {response_id} is not dead, or does not exist.", err=True)
         raise typer.Exit(1)
     if as_json:
         print_json(rows[0])
@@ -102,7 +108,7 @@ def retry(
         async with connection(DatabaseSettings.from_environment()) as conn:
             return await retry_dead(conn, response_ids=None if every else response_ids, reason=reason)
 
-    _print_ids("retried", asyncio.run(run()), as_json=as_json)
+    _report("retried", asyncio.run(run()), response_ids, as_json=as_json)
 
 
 @app.command()
@@ -118,4 +124,4 @@ def dismiss(
         async with connection(DatabaseSettings.from_environment()) as conn:
             return await dismiss_dead(conn, response_ids=response_ids, dismissed_by=by or getpass.getuser())
 
-    _print_ids("dismissed", asyncio.run(run()), as_json=as_json)
+    _report("dismissed", asyncio.run(run()), response_ids, as_json=as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from typing import Any
 
@@ -14,6 +15,8 @@ from worker.commands.database import connection
 from worker.commands.printing import AsJson, print_json
 from worker.settings import ScoringSettings
 
+logger = logging.getLogger(__name__)
+
 
 def worker(*, as_json: AsJson = False) -> None:
     """Score answers until SIGTERM or Ctrl-C.
@@ -23,11 +26,15 @@ def worker(*, as_json: AsJson = False) -> None:
     """
     # Imported here: the other commands should not wait for what only a worker needs.
     from worker.logs import configure_logging  # noqa: PLC0415
-    from worker.main import run_worker  # noqa: PLC0415
+    from worker.main import run_process  # noqa: PLC0415
 
     settings = ScoringSettings.from_environment()
     configure_logging("json" if as_json else settings.log_format, settings.log_level)
-    asyncio.run(run_worker(settings))
+    if unknown := ScoringSettings.unknown_variables():
+        logger.warning(
+            "These variables are no settings of ours; are they misspelt?", extra={"variables": unknown}
+        )
+    run_process(settings)
 
 
 def health(*, as_json: AsJson = False) -> None:
@@ -42,7 +49,7 @@ def health(*, as_json: AsJson = False) -> None:
         print_json({"healthy": bool(workers), "workers": workers})
     elif workers:
         notes = "; ".join(each["note"] for each in workers if each["note"])
-        typer.echo(f"{len(workers)} worker(s) on this host report. {notes}".rstrip())
+        typer.echo(f"Workers on this host: {len(workers)}. {notes}".rstrip())
     else:
         typer.echo(f"No worker on this host has reported within {ALIVE_SECONDS:g} s.", err=True)
     raise typer.Exit(0 if workers else 1)

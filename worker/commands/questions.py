@@ -43,7 +43,7 @@ def sync(
         if as_json:
             print_json(questions)
         else:
-            typer.echo(f"{len(questions)} questions are well-formed; nothing was published.")
+            typer.echo(f"Well-formed questions: {len(questions)}; nothing was published.")
         return
 
     async def run() -> list[dict[str, Any]]:
@@ -63,4 +63,4 @@ def sync(
         )
         for each in published
     ]
-    console().print(table("Questions", ("module", "question", "digest", ""), rows))
+    console().print(table("Questions", ("module", "question", "digest", "result"), rows))

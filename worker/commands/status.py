@@ -43,10 +43,10 @@ def status(*, as_json: AsJson = False) -> None:
     out = console()
     rows = [(label, _bounded(statistics[name]), meaning) for label, name, meaning in _STATES]
     out.print(table("Answers that await their score", ("state", "answers", "meaning"), rows))
-    oldest = statistics["oldest_waiting_seconds"]
     out.print(
         f"Scored within the last minute: {statistics['scored_last_minute']:,}.  "
-        f"Oldest waiting: {'none' if oldest is None else f'{oldest:,.1f} s'}.\n"
+        f"Oldest unscored answer: {_seconds(statistics['oldest_seconds'])}.  "
+        f"Longest due and not taken: {_seconds(statistics['longest_due_seconds'])}.\n"
     )
     if workers:
         columns = ("host", "process", "version", "slots", "free", "silent, s", "note")
@@ -68,6 +68,10 @@ def status(*, as_json: AsJson = False) -> None:
     if statistics["troubles"]:
         shown = [[each["reason"], each["answers"], each["last_at"]] for each in statistics["troubles"]]
         out.print(table("Why answers had to wait lately", ("reason", "answers", "last, UTC"), shown))
+
+
+def _seconds(value: float | None) -> str:
+    return "none" if value is None else f"{value:,.1f} s"
 
 
 def _bounded(count: int) -> int | str:
@@ -112,5 +116,5 @@ def verify(
             )
             for finding in findings
         ]
-        console().print(table("Invariants", ("", "invariant", "", "found", "examples, notes"), rows))
+        console().print(table("Invariants", ("no.", "invariant", "result", "found", "examples, notes"), rows))
     raise typer.Exit(1 if any(finding.holds is False for finding in findings) else 0)

@@ -20,7 +20,7 @@ class ScoringError(Exception):
         super().__init__(self.reason)
 
 
-class AttemptFailed(ScoringError):  # noqa: N818 - an outcome, named as DESIGN and operators call it
+class AttemptFailed(ScoringError):  # noqa: N818 - an outcome, named as operators call it
     """The scorer could not score this answer this time.
 
     Uses up one attempt; the handoff is tried again with growing pauses and is dead after the last attempt.
