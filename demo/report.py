@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.markup import escape
 from rich.table import Table
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from demo.classroom import Submission
     from demo.play import Played
+
+
+WIDE = 110  # columns
 
 
 def _milliseconds(later: Any, earlier: Any) -> str:
@@ -25,11 +28,14 @@ def print_report(screen: Console, played: Played) -> None:
         title="The class and its scores", title_justify="left", title_style="bold", header_style="bold"
     )
     names = max(len(submission.student_name) for submission, _ in played.answers)
+    # Narrow terminals get more lines instead of less text.
+    wide = screen.width >= WIDE
+    overflow: Literal["ellipsis", "fold"] = "ellipsis" if wide else "fold"
     grid.add_column("student", no_wrap=True, min_width=names)
-    grid.add_column("question", no_wrap=True, ratio=1, overflow="ellipsis")
+    grid.add_column("question", no_wrap=wide, ratio=1, overflow=overflow)
     for column in ("try", "score"):
         grid.add_column(column, justify="right", no_wrap=True, min_width=len(column))
-    grid.add_column("reasoning", no_wrap=True, ratio=2, overflow="ellipsis")
+    grid.add_column("reasoning", no_wrap=wide, ratio=2, overflow=overflow)
     for column in ("pickup, ms", "score, ms"):
         grid.add_column(column, justify="right", min_width=len(column))
     grid.expand = True
@@ -60,7 +66,8 @@ def _cells(submission: Submission, row: dict[str, Any], attempt: int) -> tuple[s
     return (
         *asked,
         f"{score['score_data']['overall_score']:g}",
-        oddity + escape(score["score_data"]["reasoning"]),
+        # One line of it; the rest is in the database.
+        oddity + escape(score["score_data"]["reasoning"].partition(". ")[0]) + ".",
         _milliseconds(score["picked_up_at"], row["created_at"]),
         _milliseconds(score["created_at"], row["created_at"]),
     )

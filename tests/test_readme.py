@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import sys
+import textwrap
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ from storage import publish_questions
 from tests.databases import ROOT
 from tests.producers.waiting import eventually
 from worker.question_files import read_question_files
+from worker.scorers.factory import build_scorer
+from worker.scorers.protocol import Answer, Question
+from worker.settings import ScoringSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,6 +67,29 @@ async def test_the_readme_app_stores_scores_and_claims(
         await asyncio.to_thread(use, module)
 
 
+async def test_the_readme_scorer_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's own scorer is found by the setting that stands beside it, and scores."""
+    readme = (ROOT / "README.md").read_text()
+    (source,) = re.findall(r"<!-- own scorer: .*? -->\n  ```python\n(.*?)  ```", readme, re.DOTALL)
+    (tmp_path / "my_scorer.py").write_text(textwrap.dedent(source))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    settings = ScoringSettings.model_validate(
+        {
+            "database_url": "postgresql://localhost/scoring",
+            "redis_url": "redis://localhost",
+            "scorer": "my_scorer:LengthScorer",
+        }
+    )
+
+    scorer = build_scorer(settings)
+    question = Question("digest", "module", "question", "What?", "Long answers.")
+    score = await scorer.score(question, Answer(1, "word " * 50))
+
+    assert score.overall_score == 3.0
+    await scorer.aclose()
+
+
 def use(module: ModuleType) -> None:
     """What a browser does: in a thread, because the test client has an event loop of its own."""
     app: FastAPI = module.app
@@ -71,7 +98,7 @@ def use(module: ModuleType) -> None:
         assert stored.status_code == 201
         refused = client.post("/answers", json=ANSWER | {"answer_text": "  "})
         assert refused.status_code == 422
-        assert refused.json()["detail"]["field"] == "answer_text"
+        assert refused.json()["field"] == "answer_text"
 
         shown = asyncio.run(eventually(lambda: scored(client)))
         assert shown[0]["response_id"] == stored.json()["response_id"]

@@ -9,6 +9,7 @@ import importlib
 import inspect
 import os
 import sys
+import traceback
 from typing import TYPE_CHECKING, Any, Final, assert_never
 from urllib.parse import urlsplit
 
@@ -55,6 +56,7 @@ def build_scorer(settings: ScoringSettings) -> Scorer:
 
 def _build_llm(settings: ScoringSettings) -> Scorer:
     _check_llm(settings)
+    os.environ.setdefault("PYDANTIC_AI_NO_BANNER", "1")  # it would print advertising into our log
     from worker.scorers.llm import LLMScorer, open_http  # noqa: PLC0415 - slow to load, see above
 
     http = open_http(settings)
@@ -140,7 +142,7 @@ def _build_own(path: str, settings: ScoringSettings) -> Scorer:
         factory = getattr(importlib.import_module(module_name), attribute)
     except Exception as exc:  # any error may come out of a module that is not ours
         raise InvalidSettingsError(
-            f"SCORING_SCORER is wrong: {path} cannot be imported ({type(exc).__name__}); "
+            f"SCORING_SCORER is wrong: {path} cannot be imported ({_described(exc)}); "
             "expected package.module:factory, importable from the current directory."
         ) from exc
     if not callable(factory):
@@ -153,7 +155,7 @@ def _build_own(path: str, settings: ScoringSettings) -> Scorer:
         raise
     except Exception as exc:
         raise InvalidSettingsError(
-            f"SCORING_SCORER is wrong: {path} failed when it was called with the settings ({type(exc).__name__})."
+            f"SCORING_SCORER is wrong: {path} failed when it was called with the settings ({_described(exc)})."
         ) from exc
     if isinstance(scorer, Scorer) and inspect.iscoroutinefunction(scorer.score):
         return scorer
@@ -163,3 +165,11 @@ def _build_own(path: str, settings: ScoringSettings) -> Scorer:
         f"SCORING_SCORER is wrong: {path} returned a {type(scorer).__name__}; "
         "expected an object with the coroutines score(question, answer) and aclose()."
     )
+
+
+def _described(exc: Exception) -> str:
+    """What went wrong and where, without the message: it may quote a key."""
+    if isinstance(exc, ModuleNotFoundError):
+        return f"there is no module {exc.name}"
+    frame = traceback.extract_tb(exc.__traceback__)[-1]
+    return f"{type(exc).__name__} at {frame.filename}:{frame.lineno}"

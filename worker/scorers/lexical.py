@@ -206,12 +206,14 @@ def _on_scale(coverage: float, question: Question) -> float:
 
 
 def _counted(comparison: _Comparison) -> str:
-    return f"{len(comparison.found)} of {len(comparison.expected.words)} words that count in {comparison.expected.source}"
+    return (
+        f"{len(comparison.found)} of {len(comparison.expected.words)} words of {comparison.expected.source}"
+    )
 
 
 def _reasoning(comparisons: list[_Comparison], whole: float) -> str:
     return (
-        f"Coverage {whole:.0%}: the answer has {' and '.join(_counted(comparison) for comparison in comparisons)}. "
+        f"{whole:.0%} covered: {' and '.join(_counted(comparison) for comparison in comparisons)}. "
         "This is a lexical comparison of words, not a judgement of what the answer means."
     )
 
