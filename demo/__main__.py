@@ -139,7 +139,7 @@ def run(screen: Console) -> None:
 def main() -> int:
     """Run the demo; what a person can mend is said in a sentence."""
     screen = Console(highlight=False)
-    if not screen.is_terminal:
+    if not screen.is_terminal and "COLUMNS" not in os.environ:
         screen = Console(highlight=False, width=160)
 
     def interrupt(*_: Any) -> None:
