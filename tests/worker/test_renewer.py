@@ -141,3 +141,28 @@ async def test_first_settle_then_renew_then_lease(
             assert await runtime.intake.take([new]) == 1
             scorer.let_go()
             await eventually(lambda: scored_once(engine, [done, running, new]))
+
+
+async def test_finished_scores_are_written_before_leases_are_renewed(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While results wait for PostgreSQL, the renewer lets them go first."""
+    asked: list[str] = []
+    renewed: list[str] = []
+
+    async def run_once() -> int:
+        renewed.append("renewed")
+        return 0
+
+    def troubled(_: object) -> bool:
+        asked.append("troubled?")
+        return len(asked) <= 5
+
+    monkeypatch.setattr(type(runtime.settler), "troubled", property(troubled))
+    monkeypatch.setattr(runtime.renewer, "run_once", run_once)
+    monkeypatch.setattr(runtime.renewer, "_renew_seconds", 0.001)
+
+    async with in_background(runtime.renewer.run()):
+        await eventually(lambda: bool(renewed))
+
+    assert len(asked) > 5
