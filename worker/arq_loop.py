@@ -23,7 +23,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from producers.contract import QUEUE_NAME, WAKE_CHANNEL, deserialize, serialize
-from worker.ending import end
+from worker.ending import end, undisturbed
 from worker.jobs import JOB_TIMEOUT_SECONDS, functions
 from worker.outage import Outage
 
@@ -150,12 +150,12 @@ class ArqLoop:
                 self._outage.met(exc)
             finally:
                 # Never let go of a message that is being run: it may be leasing.
-                await end([listener])
-                await asyncio.shield(self._finish(worker))
+                await undisturbed(self._finish(worker, listener))
             await asyncio.sleep(self._pause_seconds)
             self._pause_seconds = min(LONGEST_PAUSE_SECONDS, self._pause_seconds * 2)
 
-    async def _finish(self, worker: HardenedWorker) -> None:
+    async def _finish(self, worker: HardenedWorker, listener: asyncio.Task[None]) -> None:
+        await end([listener])
         try:
             await worker.finish(JOB_TIMEOUT_SECONDS)
         except (RedisError, *_CONNECTION_TROUBLE):

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Coroutine, Iterable
 
 
 async def end(tasks: Iterable[asyncio.Task[Any]], *, patience_seconds: float = 1.0) -> None:
@@ -27,3 +27,23 @@ async def end(tasks: Iterable[asyncio.Task[Any]], *, patience_seconds: float = 1
         for task in done:
             if not task.cancelled():
                 task.exception()
+
+
+async def undisturbed(work: Coroutine[Any, Any, None]) -> None:
+    """Do what must be done to its end, whoever cancels us meanwhile; then be cancelled.
+
+    ``asyncio.shield`` alone lets the work go on, but nobody waits for it, and connections stay open.
+
+    Args:
+        work: Something bounded in time, as closing a connection.
+    """
+    task = asyncio.get_running_loop().create_task(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    task.result()
