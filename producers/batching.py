@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from producers.errors import ProducerClosedError
 from storage import submit_responses
+from storage.engine import single_statements
 from storage.errors import InvalidInputError, StorageError, StorageUnavailableError
 from storage.translation import translated
 
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # Rows in one statement. Beyond some hundreds the gain per row is gone, and each waits for all.
 MAX_BATCH = 500
+# Submissions that may wait at a time; beyond it, saying no at once is kinder than an answer after minutes.
+MAX_WAITING = 50_000
 # A connection that died while idle, a deadlock victim, a fail-over that is just ending: worth so many more
 # tries, with so long a pause, before the student hears of it. The submission key makes each harmless.
 RETRY_PAUSES_SECONDS = (0.02, 0.2, 0.5)
@@ -38,8 +41,7 @@ class SubmissionBatcher:
     """Commits submissions in batches. At low load a batch holds one submission, and nothing waits."""
 
     def __init__(self, engine: AsyncEngine, announce: Callable[[list[int]], None]) -> None:
-        # One statement is one transaction: autocommit saves the round trips of BEGIN and COMMIT.
-        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._engine = engine
         self._announce = announce
         self._waiting: list[_Waiting] = []
         self._task: asyncio.Task[None] | None = None
@@ -64,6 +66,10 @@ class SubmissionBatcher:
         """
         if self._closed:
             raise ProducerClosedError
+        if len(self._waiting) >= MAX_WAITING:
+            raise StorageUnavailableError(
+                "Too many answers wait to be stored; nothing was stored, try again later."
+            )
         loop = asyncio.get_running_loop()
         waiting = _Waiting(submission, loop.create_future())
         self._waiting.append(waiting)
@@ -99,7 +105,12 @@ class SubmissionBatcher:
             rows = await self._insert(batch)
         except Exception as exc:  # noqa: BLE001 - one bad row fails a whole statement, in ways nobody can list
             of_them_all = isinstance(exc, StorageError) and not isinstance(exc, InvalidInputError)
-            if of_them_all or len(batch) == 1:
+            if of_them_all:
+                # Whoever came meanwhile would wait for the same end: the next one to come tries anew.
+                _refuse(batch + self._waiting, exc)
+                self._waiting.clear()
+                return
+            if len(batch) == 1:
                 _refuse(batch, exc)
                 return
             middle = len(batch) // 2
@@ -116,7 +127,7 @@ class SubmissionBatcher:
         for pause_seconds in (*RETRY_PAUSES_SECONDS, None):
             try:
                 with translated():
-                    async with self._engine.connect() as conn:
+                    async with single_statements(self._engine) as conn:
                         return await submit_responses(conn, submissions)
             except StorageUnavailableError:
                 if pause_seconds is None:

@@ -12,6 +12,7 @@ from producers.bell import Bell
 from producers.errors import ProducerClosedError
 from producers.settings import DatabaseSettings, ProducerSettings, QueueSettings
 from storage.claims import request_claim
+from storage.engine import single_statements
 from storage.keys import time_ordered_uuid
 from storage.limits import max_answer_chars
 from storage.translation import translated
@@ -41,7 +42,7 @@ class Producer:
     """
 
     def __init__(self, engine: AsyncEngine, redis: Redis, *, max_chars: int | None = None) -> None:
-        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._engine = engine
         self._announcer = Announcer(Bell(redis))
         self._batcher = SubmissionBatcher(engine, self._announcer.responses)
         self._max_chars = max_chars or max_answer_chars()
@@ -139,7 +140,7 @@ class Producer:
         if self._closed:
             raise ProducerClosedError
         with translated():
-            async with self._engine.connect() as conn:
+            async with single_statements(self._engine) as conn:
                 claim_id = await request_claim(conn, anonymous_token=anonymous_token, user_id=user_id)
         self._announcer.claims([claim_id])
         return claim_id

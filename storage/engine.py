@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -11,7 +12,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from collections.abc import AsyncIterator
+
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 
 # libpq's word for it, and asyncpg's.
@@ -49,6 +52,29 @@ def parse_database_url(url: str) -> tuple[URL, dict[str, Any]]:
     if "application_name" in parsed.query:
         arguments["server_settings"] = {"application_name": parsed.query["application_name"]}
     return parsed.set(drivername="postgresql+asyncpg", query={}), arguments
+
+
+@asynccontextmanager
+async def single_statements(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Open a connection for statements each of which may stand alone.
+
+    In autocommit, which saves the round trips of BEGIN and COMMIT. Behind PgBouncer in transaction mode that would
+    fail: the driver prepares a statement and runs it, and without a transaction around the two they may reach
+    different servers. There, and wherever an engine keeps no connections (which is what one does behind PgBouncer),
+    the block is one transaction.
+
+    Args:
+        engine: Ours, or a web app's.
+
+    Yields:
+        The connection. What was done on it is committed when the block ends.
+    """
+    if isinstance(engine.pool, NullPool):
+        async with engine.begin() as conn:
+            yield conn
+    else:
+        async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as conn:
+            yield conn
 
 
 def create_engine(

@@ -55,5 +55,9 @@ class StorageUnavailableError(StorageError):
     """PostgreSQL cannot be reached or cannot write now; trying again later is safe."""
 
 
+class StorageBusyError(StorageUnavailableError):
+    """Somebody else holds a row locked for too long; trying again later is safe."""
+
+
 class StorageMisconfiguredError(StorageError):
     """PostgreSQL refuses this login: check user, password and database in SCORING_DATABASE_URL."""

@@ -6,10 +6,10 @@ wins, see ``storage.settlements``.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
-from sqlalchemy.dialects.postgresql import JSONB
 
 from storage.translation import translated
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
+    from sqlalchemy import RowMapping, TextClause
     from sqlalchemy.ext.asyncio import AsyncConnection
-    from sqlalchemy.sql.selectable import TextualSelect
 
 # A handoff that lost its lease so often may be what kills its workers: from then on it is leased alone.
 SUSPECT_AFTER_LOSSES = 3
@@ -40,7 +40,7 @@ LOSSES = "h.lease_losses + (h.lease_token IS NOT NULL)::integer"
 MAY_BE_SUSPECT = f"h.lease_losses >= {SUSPECT_AFTER_LOSSES - 1}"
 
 
-def _lease(which: str) -> TextualSelect:
+def _lease(which: str) -> TextClause:
     # A lease need not survive a crash of the database: its loss costs a model call, its fsync would cost
     # every answer milliseconds. Hence synchronous_commit = off, for this transaction alone; set inside the
     # statement, because a statement of its own would be a round trip of its own.
@@ -55,8 +55,8 @@ def _lease(which: str) -> TextualSelect:
         FROM due CROSS JOIN relaxed JOIN assessment_responses AS r ON r.response_id = due.response_id
         WHERE h.handoff_id = due.handoff_id
         RETURNING h.handoff_id, h.response_id, h.question_digest, h.lane, h.lease_token, h.attempts,
-            h.postponements, h.suspicions, h.lease_losses, h.trace_context, r.answer_text, r.answer_metadata
-    """).columns(trace_context=JSONB, answer_metadata=JSONB)
+            h.postponements, h.suspicions, h.lease_losses, CAST(h.trace_context AS text), r.answer_text, CAST(r.answer_metadata AS text)
+    """)
 
 
 # Lease what a message names, as far as it is due. SKIP LOCKED: what another worker is leasing is his.
@@ -81,6 +81,11 @@ _PULL_SUSPECT = _lease(f"""
     WHERE {DUE} AND {MAY_BE_SUSPECT} AND {LOSSES} >= {SUSPECT_AFTER_LOSSES} AND {LOSSES} < {BURY_AFTER_LOSSES}
     ORDER BY h.due_at, h.handoff_id LIMIT 1
     FOR UPDATE OF h SKIP LOCKED
+""")
+
+# Does one wait that may have killed its workers?
+_SUSPECT_WAITS = text(f"""
+    SELECT EXISTS (SELECT 1 FROM scoring_handoffs AS h WHERE {DUE} AND {MAY_BE_SUSPECT} AND {LOSSES} >= {SUSPECT_AFTER_LOSSES})
 """)
 
 # Bury those that lost too many leases, even leased alone.
@@ -112,6 +117,17 @@ _RENEW = text("""
     FROM held CROSS JOIN relaxed WHERE h.handoff_id = held.handoff_id
     RETURNING h.handoff_id
 """)
+
+
+def _decoded(row: RowMapping) -> dict[str, Any]:
+    """Read a lease's JSON, here and not in the driver: what Python cannot read must not cost its neighbours' leases."""
+    values = dict(row)
+    for name in ("answer_metadata", "trace_context"):
+        try:
+            values[name] = None if values[name] is None else json.loads(values[name])
+        except (ValueError, RecursionError):  # a number of 5,000 digits, a thousand levels of lists
+            values[name] = None
+    return values
 
 
 async def lease_handoffs(
@@ -146,7 +162,7 @@ async def lease_handoffs(
         "limit": limit,
     }
     with translated():
-        return [dict(row) for row in (await conn.execute(_LEASE_BY_IDS, given)).mappings()]
+        return [_decoded(row) for row in (await conn.execute(_LEASE_BY_IDS, given)).mappings()]
 
 
 async def pull_handoffs(
@@ -166,7 +182,7 @@ async def pull_handoffs(
     """
     given = {"lane": lane, "lease_token": lease_token, "lease_seconds": lease_seconds, "limit": limit}
     with translated():
-        return [dict(row) for row in (await conn.execute(_PULL, given)).mappings()]
+        return [_decoded(row) for row in (await conn.execute(_PULL, given)).mappings()]
 
 
 async def pull_suspect(
@@ -185,7 +201,13 @@ async def pull_suspect(
     given = {"lease_token": lease_token, "lease_seconds": lease_seconds}
     with translated():
         row = (await conn.execute(_PULL_SUSPECT, given)).mappings().one_or_none()
-    return None if row is None else dict(row)
+    return None if row is None else _decoded(row)
+
+
+async def suspect_waits(conn: AsyncConnection, *, lease_seconds: float) -> bool:
+    """Ask whether anything waits to be scored alone, or to be buried; arguments as :func:`lease_handoffs`."""
+    with translated():
+        return bool((await conn.execute(_SUSPECT_WAITS, {"lease_seconds": lease_seconds})).scalar_one())
 
 
 async def bury_lost(conn: AsyncConnection, *, lease_seconds: float) -> list[dict[str, Any]]:

@@ -7,6 +7,8 @@ import os
 DEFAULT_MAX_ANSWER_CHARS = 20_000
 # A page of metadata is plenty; JSONB beyond 2 KiB leaves the row and slows every read of it.
 MAX_METADATA_BYTES = 16 * 1024
+# Readers of JSON recurse; nobody describes an answer this deeply.
+MAX_METADATA_DEPTH = 32
 # Keys of ours are indexed; a b-tree entry must stay below 2,704 bytes, at up to 4 bytes a character.
 MAX_KEY_CHARS = 200
 MAX_QUESTION_CHARS = 100_000

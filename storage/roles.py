@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 from sqlalchemy.dialects import postgresql
 
-from storage.errors import AccessDeniedError
+from storage.errors import AccessDeniedError, InvalidInputError
 from storage.tables import VERSION_TABLE
 from storage.translation import translated
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+# Longer names PostgreSQL would cut off.
+MAX_NAME_BYTES = 63
 _QUOTE = postgresql.dialect().identifier_preparer.quote  # type: ignore[no-untyped-call]
 
 _SUBMIT_COLUMNS = (
@@ -105,8 +107,14 @@ async def grant_roles(conn: AsyncConnection, roles: Mapping[str, str]) -> list[d
         ``part``, ``role`` and ``created`` of each.
 
     Raises:
+        InvalidInputError: A name cannot be one, or two parts have the same.
         AccessDeniedError: The connection may not create roles or does not own the tables.
     """
+    for part, name in roles.items():
+        if not 0 < len(name.encode()) <= MAX_NAME_BYTES:
+            raise InvalidInputError(part, f"a role's name has 1 to {MAX_NAME_BYTES} bytes")
+    if len(set(roles.values())) < len(roles):
+        raise InvalidInputError("roles", "each part needs a role of its own: what one may, another must not")
     granted = []
     with translated():
         if not (await conn.execute(_OWNED, {"tables": _TABLES})).scalar_one():

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 MAX_REASON_CHARS = 1000
 
 
+# A row that somebody else holds locked is waited for so long, and then the whole statement fails as busy. Set inside
+# the statement: it is read before the first row is locked, and costs no round trip.
+LOCK_PATIENCE_MS = 500
+_PATIENCE = f"(SELECT set_config('lock_timeout', '{LOCK_PATIENCE_MS}', true) AS done) AS patience"
+
+
 @dataclass(frozen=True, slots=True)
 class Settlement:
     """A finished score on its way into the database."""
@@ -51,12 +57,13 @@ class Release:
 # Score and delete, many at once. The guard is the handoff's existence alone: a slow worker's finished score
 # counts, whoever holds the lease now; whoever comes second finds no row and writes nothing. Rows are locked
 # in the order of their ids, as everywhere, so that two batches cannot wait for each other.
-_SETTLE = text("""
+_SETTLE = text(f"""
     WITH given AS MATERIALIZED (
         SELECT * FROM unnest(
             CAST(:handoff_ids AS bigint[]), CAST(:model_ids AS text[]),
             CAST(:prompt_versions AS text[]), CAST(:score_data AS text[])
         ) AS given (handoff_id, model_id, prompt_version, score_data)
+        CROSS JOIN {_PATIENCE}
     ), locked AS MATERIALIZED (
         SELECT h.handoff_id FROM scoring_handoffs AS h JOIN given USING (handoff_id)
         WHERE h.question_digest IS NOT NULL
@@ -87,6 +94,7 @@ def _release(change: str) -> TextClause:
                 CAST(:handoff_ids AS bigint[]), CAST(:lease_tokens AS uuid[]), CAST(:delays AS double precision[]),
                 CAST(:reasons AS text[]), CAST(:suspicious AS boolean[])
             ) AS given (handoff_id, lease_token, delay_seconds, reason, suspicious) USING (handoff_id, lease_token)
+            CROSS JOIN {_PATIENCE}
             WHERE h.state = 'open'
             ORDER BY h.handoff_id FOR UPDATE OF h
         )
@@ -110,12 +118,13 @@ _FAIL = _release(", attempts = h.attempts + 1, suspicions = 0")
 # Stopping worker: due at once, nothing is counted.
 _HAND_BACK = _release("")
 # No further try can help, or none is left.
-_BURY = text("""
+_BURY = text(f"""
     WITH held AS MATERIALIZED (
         SELECT h.handoff_id, given.reason
         FROM scoring_handoffs AS h
         JOIN unnest(CAST(:handoff_ids AS bigint[]), CAST(:lease_tokens AS uuid[]), CAST(:reasons AS text[]))
             AS given (handoff_id, lease_token, reason) USING (handoff_id, lease_token)
+        CROSS JOIN {_PATIENCE}
         WHERE h.state = 'open'
         ORDER BY h.handoff_id FOR UPDATE OF h
     )

@@ -12,6 +12,7 @@ from storage.errors import (
     AccessDeniedError,
     InvalidInputError,
     NotMigratedError,
+    StorageBusyError,
     StorageError,
     StorageMisconfiguredError,
     StorageUnavailableError,
@@ -33,7 +34,7 @@ _BY_STATE: dict[str, type[StorageError]] = {
     "25006": StorageUnavailableError,  # read-only: a standby, or a server put into read-only mode
     "40001": StorageUnavailableError,  # serialization failure
     "40P01": StorageUnavailableError,  # deadlock victim
-    "55P03": StorageUnavailableError,  # lock not available
+    "55P03": StorageBusyError,  # somebody else holds a row locked for too long
     "42P01": NotMigratedError,  # no such table
     "42703": NotMigratedError,  # no such column
     "3F000": NotMigratedError,  # no such schema

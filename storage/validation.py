@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from storage.errors import InvalidInputError
-from storage.limits import MAX_KEY_CHARS, MAX_METADATA_BYTES, MAX_QUESTION_CHARS, max_answer_chars
+from storage.limits import (
+    MAX_KEY_CHARS,
+    MAX_METADATA_BYTES,
+    MAX_METADATA_DEPTH,
+    MAX_QUESTION_CHARS,
+    max_answer_chars,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,6 +72,17 @@ class Submission:
     submission_key: UUID | None
 
 
+# Drawn as nothing, though Unicode files them under letters and symbols: braille blank, Hangul fillers.
+_BLANK_LETTERS = frozenset("\u2800\u115f\u1160\u3164\uffa0")
+
+
+def _is_visible(character: str) -> bool:
+    # Cf: zero-width spaces and joiners, direction marks, the byte order mark; Cc: control characters.
+    return not (
+        character.isspace() or character in _BLANK_LETTERS or unicodedata.category(character) in {"Cf", "Cc"}
+    )
+
+
 def storable(field: str, value: object, *, max_chars: int) -> str:
     """Check that a value is text that PostgreSQL can store.
 
@@ -73,7 +91,7 @@ def storable(field: str, value: object, *, max_chars: int) -> str:
     """
     if not isinstance(value, str):
         raise InvalidInputError(field, f"expected text, got {type(value).__name__}")
-    if not value or value.isspace():
+    if not any(map(_is_visible, value)):
         raise InvalidInputError(field, "must not be empty or blank")
     if len(value) > max_chars:
         raise InvalidInputError(field, f"at most {max_chars:,} characters are accepted, got {len(value):,}")
@@ -123,7 +141,9 @@ def checked_owner(user_id: object, anonymous_token: object) -> Owner:
     return Owner(None, checked_token(anonymous_token))
 
 
-def _reject_nul(value: object) -> None:
+def _reject_nul(value: object, depth: int = 0) -> None:
+    if depth > MAX_METADATA_DEPTH:
+        raise InvalidInputError("answer_metadata", f"may be nested at most {MAX_METADATA_DEPTH} levels deep")
     # json.dumps escapes NUL, which JSONB refuses, and passes lone surrogates on.
     if isinstance(value, str):
         if "\x00" in value:
@@ -137,10 +157,10 @@ def _reject_nul(value: object) -> None:
     elif isinstance(value, dict):
         for name, item in value.items():
             _reject_nul(name)
-            _reject_nul(item)
+            _reject_nul(item, depth + 1)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            _reject_nul(item)
+            _reject_nul(item, depth + 1)
 
 
 def _checked_metadata(value: object) -> str | None:

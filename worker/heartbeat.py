@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from storage.engine import single_statements
 from storage.errors import StorageError
 from storage.translation import translated
 from storage.workers import remove_worker, report_worker
@@ -24,13 +25,15 @@ logger = logging.getLogger(__name__)
 
 # Three reports fit into the time after which a worker counts as gone.
 PERIOD_SECONDS = 4.0
+# Good-bye is a courtesy: a PostgreSQL that hangs must not hold up the end of the process.
+LEAVE_SECONDS = 2.0
 
 
 class Heartbeat:
     """Reports this worker every few seconds, and once more when it leaves."""
 
     def __init__(self, engine: AsyncEngine, pool: ScoringPool, intake: Intake) -> None:
-        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._engine = engine
         self._pool = pool
         self._intake = intake
         self.worker_id = uuid4()
@@ -43,7 +46,7 @@ class Heartbeat:
             StorageError: PostgreSQL is away or lacks our tables.
         """
         with translated():
-            async with self._engine.connect() as conn:
+            async with single_statements(self._engine) as conn:
                 await report_worker(
                     conn,
                     worker_id=self.worker_id,
@@ -68,7 +71,7 @@ class Heartbeat:
         """Say good-bye; silence would do, a little later."""
         try:
             with translated():
-                async with self._engine.connect() as conn:
+                async with asyncio.timeout(LEAVE_SECONDS), single_statements(self._engine) as conn:
                     await remove_worker(conn, worker_id=self.worker_id)
         except StorageError:
             logger.debug("The heartbeat could not be removed.")

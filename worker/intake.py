@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from producers.contract import Drain
-from storage.leases import bury_lost, lease_handoffs, pull_handoffs, pull_suspect
+from storage.engine import single_statements
+from storage.leases import bury_lost, lease_handoffs, pull_handoffs, pull_suspect, suspect_waits
 from storage.translation import translated
 from worker.leased import Lease
 from worker.outage import Outage
@@ -62,8 +63,7 @@ class Intake:
         ring: Callable[[Drain], None],
         lease_seconds: float,
     ) -> None:
-        # A lease is one statement: autocommit saves two round trips before an answer is picked up.
-        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._engine = engine
         self._pool = pool
         self._breaker = breaker
         self._settler = settler
@@ -220,6 +220,9 @@ class Intake:
 
     async def _score_alone(self) -> None:
         """Score one suspicious answer with nothing else in this process's hands, and reopen."""
+        self._wanted_alone = False
+        if not await self._suspect_waits():
+            return
         self._alone = True
         try:
             if self._leasing:
@@ -227,7 +230,6 @@ class Intake:
             await self._until_empty()
             if self._stopped:
                 return
-            self._wanted_alone = False
 
             async def suspect(conn: AsyncConnection) -> list[dict[str, Any]]:
                 for buried in await bury_lost(conn, lease_seconds=self._lease_seconds):
@@ -239,6 +241,12 @@ class Intake:
                 await self._until_empty()
         finally:
             self._alone = False
+
+    async def _suspect_waits(self) -> bool:
+        # Asked before everything else is held up: whoever can write to Redis can ask for this as often as he likes.
+        with translated():
+            async with single_statements(self._engine) as conn:
+                return await suspect_waits(conn, lease_seconds=self._lease_seconds)
 
     async def _until_empty(self) -> None:
         while not (self._pool.holds_nothing or self._stopped):
@@ -271,7 +279,7 @@ class Intake:
         started: set[int] = set()
         try:
             with translated():
-                async with self._engine.connect() as conn:
+                async with single_statements(self._engine) as conn:
                     leases = [Lease.from_row(row) for row in await statement(conn)]
                 questions = await self._questions.get(lease.question_digest for lease in leases)
             self._reserved -= room

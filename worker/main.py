@@ -81,7 +81,13 @@ def run_process(settings: ScoringSettings) -> None:
     A scorer that ignores its cancellation cannot keep the process alive: its answer was handed back.
     """
     with asyncio.Runner() as runner:
-        if stuck := runner.run(run_worker(settings)):
+        try:
+            stuck = runner.run(run_worker(settings))
+        except WorkerBrokenError as exc:
+            logger.critical(str(exc))
+            logging.shutdown()
+            os._exit(exc.exit_status)
+        if stuck:
             # Closing the event loop would wait for them, for ever.
             logger.warning(
                 "Scorers ignore that they were cancelled; the process ends without them.",

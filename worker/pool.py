@@ -42,12 +42,23 @@ class _Held:
     given_up: bool = False
 
 
+# A scorer that was cancelled may take so long over its end. Then it does not listen, and its slot is lost.
+UNSTOPPABLE_SECONDS = 30.0
+# A score is read by people; megabytes of reasoning would stall the commit that they share with others.
+MAX_SCORE_CHARS = 100_000
+
+
 def check_score(score: Score, question: Question) -> None:
     """Refuse a score that its question does not allow.
 
     Raises:
-        AttemptFailed: It is off the scale.
+        AttemptFailed: It is off the scale, or far too long.
     """
+    texts = (score.reasoning, score.model_id, score.prompt_version, *score.key_observations)
+    notes = (part for dimension in score.dimensions for part in (dimension.name, dimension.note))
+    if sum(map(len, texts)) + sum(map(len, notes)) > MAX_SCORE_CHARS:
+        msg = f"The scorer returned more than {MAX_SCORE_CHARS:,} characters."
+        raise AttemptFailed(msg)
     for value in (score.overall_score, *(dimension.score for dimension in score.dimensions)):
         if not question.scale_min <= value <= question.scale_max:
             msg = f"The scorer returned a score off the scale of {question.scale_min:g} to {question.scale_max:g}."
@@ -101,6 +112,15 @@ class ScoringPool:
     def holds_nothing(self) -> bool:
         """Whether every answer is scored and every result committed."""
         return not self._held
+
+    @property
+    def unstoppable(self) -> int:
+        """How many scorers were cancelled long ago, because their time was up, and go on."""
+        oldest = time.monotonic() - self._answer_seconds - UNSTOPPABLE_SECONDS
+        return sum(
+            held.since < oldest and held.scoring is not None and not held.scoring.done()
+            for held in self._held.values()
+        )
 
     def in_lane(self, lane: str) -> int:
         """How many answers of a lane are with the scorer."""

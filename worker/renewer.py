@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from storage.engine import single_statements
 from storage.leases import renew_leases
 from storage.translation import translated
 from worker.outage import Outage
@@ -34,7 +35,7 @@ class Renewer:
         lease_seconds: float,
         renew_seconds: float,
     ) -> None:
-        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._engine = engine
         self._pool = pool
         self._settler = settler
         self._lease_seconds = lease_seconds
@@ -59,7 +60,7 @@ class Renewer:
         if not leases:
             return 0
         with translated():
-            async with self._engine.connect() as conn:
+            async with single_statements(self._engine) as conn:
                 return len(await renew_leases(conn, leases, lease_seconds=self._lease_seconds))
 
     async def run(self) -> None:

@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 # After the grace time: so long for writing what is finished and handing back what is not.
 LAST_WRITES_SECONDS = 10.0
+WATCH_SECONDS = 5.0
+# Closing a connection says good-bye to a server that may hang.
+CLOSE_SECONDS = 2.0
 
 
 class Runtime:
@@ -113,10 +116,21 @@ class Runtime:
             "intake": self.intake.run(),
             "sweep": self.sweep.run(),
             "heartbeat": self.heartbeat.run(),
+            "watch": self._watch_scorers(),
         }
         self._loops = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
         for task in self._loops:
             task.add_done_callback(self._loop_ended)
+
+    async def _watch_scorers(self) -> None:
+        """End the worker when a scorer cannot be stopped: its slot is lost, and whoever starts it anew has all of them."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            if unstoppable := self.pool.unstoppable:
+                logger.critical(
+                    "Scorers ignore that their time is up; the worker stops.", extra={"scorers": unstoppable}
+                )
+                self.on_failure()
 
     async def _check_redis_login(self) -> None:
         """Refuse to start with a wrong password; a Redis that is merely away is no reason not to."""
@@ -165,7 +179,10 @@ class Runtime:
         """Close connections; nothing else is stopped."""
         await self._scorer.aclose()
         await self._redis.aclose()
-        await self.engine.dispose()
+        try:
+            await asyncio.wait_for(self.engine.dispose(), CLOSE_SECONDS)
+        except TimeoutError:
+            logger.debug("PostgreSQL does not answer; its connections end with this process.")
 
     def _done(self, handoff_id: int) -> None:
         self.pool.done(handoff_id)

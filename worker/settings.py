@@ -23,10 +23,10 @@ class ScoringSettings(ProducerSettings):
     )
     renew_seconds: float | None = Field(
         default=None,
-        gt=0,
+        ge=0.1,
         description="pause between two renewals of the leases, seconds; unset: a third of SCORING_LEASE_SECONDS",
     )
-    sweep_seconds: float = Field(default=1.5, gt=0, le=60, description="pause between two sweeps, seconds")
+    sweep_seconds: float = Field(default=1.5, ge=0.05, le=60, description="pause between two sweeps, seconds")
     answer_seconds: float = Field(
         default=120.0,
         ge=1,
@@ -44,7 +44,7 @@ class ScoringSettings(ProducerSettings):
     )
     poll_seconds: float = Field(
         default=0.5,
-        gt=0,
+        ge=0.01,
         le=10,
         description="pause between two looks at the queue when nobody wakes us, seconds",
     )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DataError, IntegrityError
 
-from storage.errors import InvalidInputError
+from storage.engine import single_statements
+from storage.errors import InvalidInputError, StorageBusyError
 from storage.settlements import (
     bury_handoffs,
     fail_handoffs,
@@ -39,6 +41,8 @@ MAX_BATCH = 500
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 2.0
 # At most one line in so long tells how many results were written.
 REPORT_SECONDS = 30.0
+# A row that somebody holds locked is tried again after so long.
+BUSY_PAUSE_SECONDS = 2.0
 
 _RELEASING: dict[
     type[Transition], Callable[[AsyncConnection, Sequence[Release]], Awaitable[frozenset[int]]]
@@ -73,8 +77,7 @@ class Settler:
     """
 
     def __init__(self, engine: AsyncEngine, *, max_attempts: int, on_done: Callable[[int], None]) -> None:
-        # Every flush is a single statement: autocommit saves two round trips.
-        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._engine = engine
         self._max_attempts = max_attempts
         self._on_done = on_done
         self._waiting: list[tuple[Lease, Transition]] = []
@@ -83,6 +86,7 @@ class Settler:
         self._idle.set()
         self._outage = Outage("PostgreSQL", "Finished scores wait in memory and are written when it is back.")
         self.counts: Counter[str] = Counter()
+        self._set_aside_until: deque[tuple[float, Lease, Transition]] = deque()
         self._reported: Counter[str] = Counter()
         self._report_at = 0.0
 
@@ -104,16 +108,27 @@ class Settler:
     async def run(self) -> None:
         """Perform what is put, for ever."""
         while True:
-            await self._arrived.wait()
-            self._arrived.clear()
+            await self._arrival()
             while self._waiting:
                 batch = self._waiting[:MAX_BATCH]
                 del self._waiting[:MAX_BATCH]
                 for kind in (Settle, Fail, Postpone, Bury, HandBack):
                     if chosen := [(lease, what) for lease, what in batch if isinstance(what, kind)]:
                         await self._perform(kind, chosen)
-            self._idle.set()
+            if not self._set_aside_until:
+                self._idle.set()
             self._report()
+
+    async def _arrival(self) -> None:
+        """Wait until something is put, or until it is time to try what was set aside."""
+        pause = self._set_aside_until[0][0] - time.monotonic() if self._set_aside_until else None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if pause is None else max(0.0, pause)):
+                await self._arrived.wait()
+        self._arrived.clear()
+        while self._set_aside_until and self._set_aside_until[0][0] <= time.monotonic():
+            _, lease, transition = self._set_aside_until.popleft()
+            self._waiting.append((lease, transition))
 
     def _report(self) -> None:
         """Say now and then how it goes, so that a worker's log shows that it works."""
@@ -130,6 +145,8 @@ class Settler:
         while True:
             try:
                 performed = await self._execute(kind, [what for _, what in batch])
+            except StorageBusyError:
+                return await self._set_aside(kind, batch)
             except (InvalidInputError, DataError, IntegrityError, ValueError, TypeError):
                 return await self._split(kind, batch)
             except Exception as exc:  # noqa: BLE001 - see below
@@ -144,9 +161,19 @@ class Settler:
                 self._account(kind, batch, performed, doubtful=doubtful)
                 return None
 
+    async def _set_aside(self, kind: type[Transition], batch: list[tuple[Lease, Transition]]) -> None:
+        """Somebody holds a row of the batch locked: find it and try it again later; the others must not wait for it."""
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            await self._perform(kind, batch[:middle])
+            await self._perform(kind, batch[middle:])
+            return
+        logger.info("A handoff is locked by somebody else.", extra={"response_id": batch[0][0].response_id})
+        self._set_aside_until.append((time.monotonic() + BUSY_PAUSE_SECONDS, *batch[0]))
+
     async def _execute(self, kind: type[Transition], batch: list[Transition]) -> frozenset[int]:
         with translated():
-            async with self._engine.connect() as conn:
+            async with single_statements(self._engine) as conn:
                 if kind is Settle:
                     settlements = [what.settlement for what in batch if isinstance(what, Settle)]
                     return frozenset(row["handoff_id"] for row in await settle_handoffs(conn, settlements))

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from producers.contract import ClaimResponses, Drain
 from storage.claims import requested_claims
+from storage.engine import single_statements
 from storage.leases import bury_lost
 from storage.sweeps import overdue, revive_missed
 from storage.translation import translated
@@ -59,7 +60,7 @@ class Sweep:
         lease_seconds: float,
         sweep_seconds: float,
     ) -> None:
-        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._engine = engine
         self._bell = bell
         self._intake = intake
         self._claimer = claimer
@@ -81,7 +82,7 @@ class Sweep:
         """
         counts: Counter[str] = Counter()
         with translated():
-            async with self._engine.connect() as conn:
+            async with single_statements(self._engine) as conn:
                 lanes = await overdue(
                     conn, lease_seconds=self._lease_seconds, overdue_seconds=OVERDUE_SECONDS
                 )

@@ -14,6 +14,7 @@ from demo.servers import free_port
 from storage import (
     InvalidInputError,
     NotMigratedError,
+    StorageBusyError,
     StorageError,
     StorageUnavailableError,
     SubmissionKeyConflictError,
@@ -76,7 +77,7 @@ def state_error(state: str) -> str:
         ("40P01", StorageUnavailableError),
         ("53100", StorageUnavailableError),
         ("53300", StorageUnavailableError),
-        ("55P03", StorageUnavailableError),
+        ("55P03", StorageBusyError),
         ("57014", StorageUnavailableError),
         ("57P01", StorageUnavailableError),
         ("57P03", StorageUnavailableError),
