@@ -15,6 +15,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from arq.connections import ArqRedis
+from arq.constants import job_key_prefix
 from arq.worker import Worker
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -67,6 +68,7 @@ class HardenedWorker(Worker):
             else:
                 logger.warning("A message with an unreadable id was dropped.")
                 await self.pool.zrem(self.queue_name, job_id)
+                await self.pool.delete(job_key_prefix.encode() + job_id)
         before = set(self.tasks)
         await super().start_jobs(readable)
         if readable and self.tasks.keys() == before:

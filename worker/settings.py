@@ -23,10 +23,10 @@ class ScoringSettings(ProducerSettings):
     )
     renew_seconds: float | None = Field(
         default=None,
-        ge=0.1,
+        ge=0.01,
         description="pause between two renewals of the leases, seconds; unset: a third of SCORING_LEASE_SECONDS",
     )
-    sweep_seconds: float = Field(default=1.5, ge=0.05, le=60, description="pause between two sweeps, seconds")
+    sweep_seconds: float = Field(default=1.5, ge=0.01, le=60, description="pause between two sweeps, seconds")
     answer_seconds: float = Field(
         default=120.0,
         ge=1,

@@ -14,7 +14,6 @@ from demo.servers import free_port
 from storage import (
     InvalidInputError,
     NotMigratedError,
-    StorageBusyError,
     StorageError,
     StorageUnavailableError,
     SubmissionKeyConflictError,
@@ -22,7 +21,7 @@ from storage import (
     create_engine,
     get_responses,
 )
-from storage.errors import AccessDeniedError, StorageMisconfiguredError
+from storage.errors import AccessDeniedError, StorageBusyError, StorageMisconfiguredError
 from storage.translation import translate, translated
 from tests.factories import publish, submit
 from tests.races import PATIENCE_SECONDS, blocked, committed
