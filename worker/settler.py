@@ -87,6 +87,7 @@ class Settler:
         self._outage = Outage("PostgreSQL", "Finished scores wait in memory and are written when it is back.")
         self.counts: Counter[str] = Counter()
         self._set_aside_until: deque[tuple[float, Lease, Transition]] = deque()
+        self._busy: set[int] = set()
         self._reported: Counter[str] = Counter()
         self._report_at = 0.0
 
@@ -168,7 +169,10 @@ class Settler:
             await self._perform(kind, batch[:middle])
             await self._perform(kind, batch[middle:])
             return
-        logger.info("A handoff is locked by somebody else.", extra={"response_id": batch[0][0].response_id})
+        lease = batch[0][0]
+        if lease.handoff_id not in self._busy:
+            self._busy.add(lease.handoff_id)
+            logger.info("A handoff is locked by somebody else.", extra={"response_id": lease.response_id})
         self._set_aside_until.append((time.monotonic() + BUSY_PAUSE_SECONDS, *batch[0]))
 
     async def _execute(self, kind: type[Transition], batch: list[Transition]) -> frozenset[int]:
@@ -194,6 +198,7 @@ class Settler:
             await self._perform(type(replacement), [(lease, replacement)])
         else:
             # Its lease runs out by itself.
+            self._busy.discard(lease.handoff_id)
             self._on_done(lease.handoff_id)
 
     def _account(
@@ -217,4 +222,5 @@ class Settler:
                 logger.info(
                     "A result came too late and was dropped.", extra={"response_id": lease.response_id}
                 )
+            self._busy.discard(lease.handoff_id)
             self._on_done(lease.handoff_id)

@@ -24,6 +24,7 @@ _SYNTAX_HINTS = {
     "end of stream": "close the quote that was opened",
     "special characters are not allowed": "remove the control character",
 }
+_MERGE_TAG = "tag:yaml.org,2002:merge"
 _READ_AS = {
     "null": "nothing",
     "bool": "true or false",
@@ -75,6 +76,14 @@ def _compose(text: str) -> yaml.Node:
         raise UnreadableYamlError(
             f', line {line}: a second document begins after "---"; give it a file of its own.'
         )
+    for node in _nodes(documents[0], set()):
+        if isinstance(node, yaml.MappingNode):
+            for key, _ in node.value:
+                if key.tag == _MERGE_TAG:
+                    # A few hundred bytes of nested merges would keep the reader busy for hours.
+                    raise UnreadableYamlError(
+                        f', line {line_of(key)}: "<<" is not supported; write the fields out.'
+                    )
     return documents[0]
 
 

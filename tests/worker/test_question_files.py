@@ -293,15 +293,16 @@ def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_shared_parts_may_be_named_once(tmp_path: Path) -> None:
-    """Anchors, aliases and merges work: a list of dimensions need not be repeated in every question."""
+    """Anchors and aliases work: a list of dimensions need not be repeated in every question. Merges do not."""
     first = MINIMAL + "dimensions: &shared\n  - name: accuracy\n"
     second = MINIMAL.replace("why", "how") + "dimensions: *shared\n"
     third = "<<: {rubric: Because., question: Why then}\nid: when\n"
 
-    questions = read(tmp_path, a=file_with(first, second, third))
+    questions = read(tmp_path, a=file_with(first, second))
 
     assert questions[0]["dimensions"] == questions[1]["dimensions"]
-    assert questions[2]["rubric"] == "Because."
+    (problem,) = problems(tmp_path, file_with(third))
+    assert '"<<" is not supported' in problem
 
 
 def test_one_question_in_two_files_names_both(tmp_path: Path) -> None:
