@@ -431,3 +431,34 @@ async def test_closing_commits_what_waits(batcher: SubmissionBatcher, engine: As
     assert first.done()
     assert (await second)["response_id"] > (await first)["response_id"]
     assert await stored(engine) == 2
+
+
+async def test_in_an_outage_nobody_waits_for_those_before_him(
+    fragile: SubmissionBatcher, postgres_proxy: Proxy, quick_retries: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What gathers while a batch fails as unavailable fails with it, instead of trying in vain one after the other."""
+    monkeypatch.setattr("producers.batching.MAX_BATCH", 5)
+    tries = 0
+    insert = fragile._insert
+
+    async def counted(batch: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        return await insert(batch)
+
+    monkeypatch.setattr(fragile, "_insert", counted)
+    postgres_proxy.break_down()
+
+    outcomes = await asyncio.gather(*(fragile.submit(checked()) for _ in range(50)), return_exceptions=True)
+
+    assert {type(outcome) for outcome in outcomes} == {StorageUnavailableError}
+    assert tries == 1
+
+
+async def test_the_queue_is_bounded(batcher: SubmissionBatcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the bound a submit is refused at once, and those that wait are stored."""
+    monkeypatch.setattr("producers.batching.MAX_WAITING", 3)
+
+    outcomes = await asyncio.gather(*(batcher.submit(checked()) for _ in range(5)), return_exceptions=True)
+
+    assert [isinstance(outcome, StorageUnavailableError) for outcome in outcomes] == [False] * 3 + [True] * 2

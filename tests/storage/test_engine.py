@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
 from storage import create_engine, get_responses
+from storage.engine import parse_database_url, single_statements
 from storage.leases import pull_handoffs
 from tests.factories import LEASE_SECONDS, publish, submit
 from tests.races import committed
@@ -56,3 +57,36 @@ async def test_behind_pgbouncer(database_url: str) -> None:
 async def test_the_pool_is_as_large_as_it_says(engine: AsyncEngine) -> None:
     """No connection beyond it is opened: PostgreSQL's limit can be planned for."""
     assert engine.pool.status().startswith("Pool size: 10")
+
+
+@pytest.mark.parametrize(("pgbouncer", "began"), [(False, 0), (True, 1)])
+async def test_statements_stand_alone_only_on_a_connection_of_our_own(
+    database_url: str, *, pgbouncer: bool, began: int
+) -> None:
+    """Behind PgBouncer a statement is prepared and run in one transaction, or the two may reach different servers."""
+    engine = create_engine(database_url, pgbouncer=pgbouncer)
+    transactions: list[object] = []
+    event.listen(engine.sync_engine, "begin", transactions.append)
+    event.listen(engine.sync_engine, "commit", transactions.append)
+    try:
+        async with single_statements(engine) as conn:
+            level = conn.sync_connection and conn.sync_connection.get_execution_options().get(
+                "isolation_level"
+            )
+            await conn.execute(text("SELECT 1"))
+        assert (level == "AUTOCOMMIT") is not pgbouncer
+        if began:
+            assert len(transactions) == 2
+    finally:
+        await engine.dispose()
+
+
+def test_parameters_of_a_url_are_translated_or_refused() -> None:
+    """``sslmode`` is the driver's ``ssl``; what the driver does not take is refused by name, not by a traceback."""
+    url, arguments = parse_database_url("postgres://u:p@h:5/d?sslmode=require&application_name=app")
+    assert url.render_as_string(hide_password=False) == "postgresql+asyncpg://u:p@h:5/d"
+    assert arguments == {"ssl": "require", "server_settings": {"application_name": "app"}}
+    with pytest.raises(ValueError, match="options is not understood"):
+        parse_database_url("postgresql://h/d?options=-csearch_path%3Dx")
+    with pytest.raises(ValueError, match="expected postgresql://"):
+        parse_database_url("mysql://h/d")

@@ -379,3 +379,23 @@ async def test_no_handoff_is_leased_twice(engine: AsyncEngine, way: str) -> None
     taken = await asyncio.gather(*(worker() for _ in range(6)))
 
     assert sorted(response_id for some in taken for response_id in some) == ids
+
+
+async def test_metadata_that_python_cannot_read_costs_no_lease(conn: AsyncConnection) -> None:
+    """What was stored past our checks is left out; it takes neither its own lease nor its neighbours' with it."""
+    await publish(conn)
+    rows = await submit_responses(conn, [submission(answer_metadata={"a": 1}) for _ in range(3)])
+    for response_id, document in (
+        (rows[0]["response_id"], "[" * 2000 + "]" * 2000),
+        (rows[1]["response_id"], "1e5000"),
+    ):
+        await conn.execute(
+            text(
+                "UPDATE assessment_responses SET answer_metadata = CAST(:document AS jsonb) WHERE response_id = :id"
+            ),
+            {"document": document, "id": response_id},
+        )
+
+    leases = await lease(conn, *(row["response_id"] for row in rows))
+
+    assert [held["answer_metadata"] for held in leases] == [None, None, {"a": 1}]

@@ -352,3 +352,12 @@ async def test_every_privilege_names_a_table_of_ours(conn: AsyncConnection) -> N
     assert {table for tables in PRIVILEGES.values() for table in tables} <= OWN_TABLES | {
         "scoring_alembic_version"
     }
+
+
+@pytest.mark.parametrize(
+    "roles", [{"web": "one", "worker": "one"}, {"web": ""}, {"ops": "x" * 64}], ids=["equal", "empty", "long"]
+)
+async def test_names_that_cannot_be_are_refused(conn: AsyncConnection, roles: dict[str, str]) -> None:
+    """One role for two parts would undo the boundary, or what the first part needs; nothing is granted."""
+    with pytest.raises(InvalidInputError):
+        await grant_roles(conn, roles)

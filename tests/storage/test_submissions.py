@@ -139,6 +139,7 @@ async def test_an_anonymous_answer_lies_under_its_token(conn: AsyncConnection, g
         pytest.param({"answer_text": " \n\t\r"}, "answer_text", id="answer-blank"),
         pytest.param({"answer_text": "\u00a0\u2003\u3000"}, "answer_text", id="answer-blank-unicode"),
         pytest.param({"answer_text": "\x1c\x1f\x85"}, "answer_text", id="answer-blank-separators"),
+        pytest.param({"answer_text": "\u200b\ufeff \u2800\u3164"}, "answer_text", id="answer-invisible"),
         pytest.param({"answer_text": None}, "answer_text", id="answer-none"),
         pytest.param({"answer_text": b"bytes"}, "answer_text", id="answer-bytes"),
         pytest.param({"answer_text": "x" * (DEFAULT_MAX_ANSWER_CHARS + 1)}, "answer_text", id="answer-long"),
@@ -156,6 +157,7 @@ async def test_an_anonymous_answer_lies_under_its_token(conn: AsyncConnection, g
         pytest.param({"answer_metadata": {"a": (SURROGATE,)}}, "answer_metadata", id="metadata-surrogate"),
         pytest.param({"answer_metadata": {SURROGATE: 1}}, "answer_metadata", id="metadata-surrogate-name"),
         pytest.param({"answer_metadata": circular()}, "answer_metadata", id="metadata-circular"),
+        pytest.param({"answer_metadata": nested(33)}, "answer_metadata", id="metadata-too-deep"),
         pytest.param({"answer_metadata": nested(2_000)}, "answer_metadata", id="metadata-deep"),
         pytest.param({"answer_metadata": {"a": 10**5_000}}, "answer_metadata", id="metadata-endless-number"),
         pytest.param(

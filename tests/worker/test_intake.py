@@ -453,3 +453,21 @@ async def test_others_leases_are_left_alone(
 
     await eventually(lambda: scorer.started)
     assert set(scorer.started) == {due}
+
+
+async def test_a_forged_call_for_a_suspect_holds_up_nobody(
+    make_runtime: Callable[..., Runtime], engine: AsyncEngine, scorer: ScriptedScorer
+) -> None:
+    """Whoever can write to Redis can ask for a suspect; where there is none, other answers go on being taken."""
+    runtime = make_runtime()
+    [busy, fresh] = await submit_answers(engine, 2)
+    scorer.hold()
+    async with in_background(runtime.settler.run(), runtime.intake.run()):
+        await runtime.intake.take([busy])
+        runtime.intake.more("suspect")
+        await eventually(lambda: not runtime.intake._wanted_alone)
+
+        assert await runtime.intake.take([fresh]) == 1
+
+        scorer.let_go()
+        await eventually(lambda: scored_once(engine, [busy, fresh]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -61,7 +62,7 @@ async def started(
 ) -> Callable[..., Any]:
     """Starts ``run_worker`` as a task, and waits until it takes answers."""
 
-    async def start(**changes: Any) -> asyncio.Task[None]:
+    async def start(**changes: Any) -> asyncio.Task[int]:
         task = asyncio.create_task(run_worker(settings(**changes), scorer=scorer))
 
         async def ready() -> bool:
@@ -390,3 +391,34 @@ async def test_the_settings_of_arq_are_made_when_asked_for(
     assert made.job_serializer is not None
     assert made.job_deserializer is not None
     assert made.max_jobs <= 10
+
+
+async def test_a_scorer_that_cannot_be_stopped_ends_the_worker(
+    make_runtime: Callable[..., Runtime],
+    engine: AsyncEngine,
+    scorer: ScriptedScorer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its slot is lost for ever: the worker stops, so that whoever supervises it starts one with all slots."""
+    monkeypatch.setattr("worker.pool.UNSTOPPABLE_SECONDS", 0.0)
+    monkeypatch.setattr("worker.runtime.WATCH_SECONDS", 0.01)
+    runtime = make_runtime(answer_seconds=1)
+    let_go = asyncio.Event()
+    failed = asyncio.Event()
+    runtime.on_failure = failed.set
+
+    async def stubborn(_: Answer) -> Score:
+        while not let_go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await let_go.wait()
+        return good_score()
+
+    scorer.behaviour = stubborn
+    [response_id] = await submit_answers(engine, 1)
+    async with in_background(runtime.settler.run(), runtime._watch_scorers()):
+        await runtime.intake.take([response_id])
+
+        await failed.wait()
+
+        let_go.set()
+        await eventually(lambda: runtime.pool.holds_nothing)

@@ -326,3 +326,24 @@ async def test_idle_means_written(settling: Settling, engine: AsyncEngine) -> No
 def test_an_answer_is_not_in_the_repr_of_its_lease() -> None:
     """A lease that is logged by accident shows no answer."""
     assert "light" not in repr(a_lease())
+
+
+async def test_a_locked_handoff_holds_up_nobody_else(settling: Settling, engine: AsyncEngine) -> None:
+    """While somebody holds one handoff locked, the others of its batch are settled; it follows when it is free."""
+    ids = await submit_answers(engine, 8)
+    leases = await leases_of(engine, ids)
+    async with engine.connect() as conn, conn.begin() as locking:
+        await conn.execute(
+            text("SELECT 1 FROM scoring_handoffs WHERE response_id = :id FOR UPDATE"), {"id": ids[3]}
+        )
+
+        settling.put_scores(leases)
+
+        async def others_are_scored() -> bool:
+            return set(await score_counts(engine)) == set(ids) - {ids[3]}
+
+        await eventually(others_are_scored)
+        assert not settling.settler.troubled
+        await locking.rollback()
+    await settling.settler.wait_idle()
+    assert await scored_once(engine, ids)
