@@ -177,7 +177,10 @@ async def test_the_dead_are_retried_by_reason(commands: Commands, engine: AsyncE
     }
     assert (await commands.run("dead", "retry")).exit_code == 2
     assert (await commands.run("dead", "show", "999999")).exit_code == 1
-    assert await commands.json("dead", "retry", "999999", exit_status=1) == {"retried": [], "not_dead": [999999]}
+    assert await commands.json("dead", "retry", "999999", exit_status=1) == {
+        "retried": [],
+        "not_dead": [999999],
+    }
 
 
 async def test_questions_are_published_from_files(commands: Commands, tmp_path: Path) -> None:
