@@ -198,13 +198,20 @@ def _postgres(folder: Path, given_binaries: Path | None, options: Sequence[str])
     )
 
 
-def _valkey(folder: Path, options: Sequence[str]) -> Server:
-    data = folder / "valkey"
+def valkey_server(folder: Path, options: Sequence[str], *, name: str = "valkey") -> Server:
+    """A Redis-compatible server that keeps nothing on disk, ready to be started.
+
+    Args:
+        folder: Where its log and its own folder go.
+        options: Words for its command line.
+        name: What these are called.
+    """
+    data = folder / name
     data.mkdir()
     port = free_port()
     command = [str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(data)]
     return Server(
-        name="valkey",
+        name=name,
         command=[*command, "--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction", *options],
         port=port,
         folder=data,
@@ -255,7 +262,7 @@ def embedded_servers(
     try:
         for server in (
             _postgres(folder, postgres_binaries, postgres_options),
-            _valkey(folder, redis_options),
+            valkey_server(folder, redis_options),
         ):
             started.append(server)
             server.start()

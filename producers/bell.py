@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -20,6 +20,7 @@ from producers.contract import (
     message,
     message_key,
 )
+from producers.sentinel import RedisT, connect_primary, is_sentinel_url
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,22 +34,36 @@ def connect_redis(url: str, *, timeout_seconds: float) -> Redis:
     """Make a Redis client with time-outs, which arq's own settings lack. It connects on first use.
 
     Args:
-        url: ``redis://``, ``rediss://`` or ``unix://``.
+        url: ``redis://``, ``rediss://``, ``unix://``, or ``redis+sentinel://`` as :mod:`producers.sentinel` reads it.
         timeout_seconds: Longest wait for connecting and for a reply, seconds.
 
     Returns:
         The client; its owner closes it.
+
+    Raises:
+        ValueError: The URL has another form.
     """
-    client: Redis = Redis.from_url(
+    return connect(
         url,
-        socket_timeout=timeout_seconds,
-        socket_connect_timeout=timeout_seconds,
-        socket_keepalive=True,
-        # A connection that died while it was idle is replaced once; an outage is not waited for.
-        retry=Retry(NoBackoff(), 1),
-        retry_on_error=[RedisConnectionError],
+        timeout_seconds=timeout_seconds,
+        redis_class=Redis,
         client_name="assessment-scoring",
+        # A connection that died while it was idle is replaced once; an outage is not waited for.
+        retry_on_error=[RedisConnectionError],
     )
+
+
+def connect(url: str, *, timeout_seconds: float, redis_class: type[RedisT], **options: Any) -> RedisT:
+    """Make a Redis client of any class; arguments as :func:`connect_redis`, and options of redis-py."""
+    options |= {
+        "socket_timeout": timeout_seconds,
+        "socket_connect_timeout": timeout_seconds,
+        "socket_keepalive": True,
+        "retry": Retry(NoBackoff(), 1),
+    }
+    if is_sentinel_url(url):
+        return connect_primary(url, timeout_seconds=timeout_seconds, redis_class=redis_class, options=options)
+    client: RedisT = redis_class.from_url(url, **options)
     return client
 
 

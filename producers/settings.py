@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from redis.asyncio.connection import parse_url
+from redis.exceptions import RedisError
 
 from producers.bell import connect_redis
 from producers.errors import InvalidSettingsError
@@ -29,9 +29,14 @@ def _postgres_url(url: SecretStr) -> SecretStr:
 
 def _redis_url(url: SecretStr) -> SecretStr:
     try:
-        parse_url(url.get_secret_value())
-    except ValueError:
-        msg = "expected redis://:PASSWORD@HOST:PORT/NUMBER (or rediss://, unix://)"
+        client = connect_redis(url.get_secret_value(), timeout_seconds=1)
+        # Nothing is sent; but redis-py looks at the options of a URL no earlier than here.
+        client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+    except (ValueError, TypeError, RedisError):
+        msg = (
+            "expected redis://:PASSWORD@HOST:PORT/NUMBER (or rediss://, unix://), "
+            "or redis+sentinel://:PASSWORD@HOST:PORT,HOST:PORT/SERVICE/NUMBER (or rediss+sentinel://)"
+        )
         raise ValueError(msg) from None
     return url
 
@@ -97,7 +102,8 @@ class QueueSettings(_Settings):
     """How to reach Redis."""
 
     redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] = Field(
-        description="Redis, as redis://:PASSWORD@HOST:PORT/NUMBER"
+        description="Redis, as redis://:PASSWORD@HOST:PORT/NUMBER, or behind Sentinel as "
+        "redis+sentinel://:PASSWORD@HOST:PORT,HOST:PORT/SERVICE/NUMBER"
     )
     redis_timeout_seconds: float = Field(
         default=2.0, gt=0, le=60, description="longest wait for Redis to connect or to answer, seconds"

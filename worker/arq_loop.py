@@ -17,18 +17,19 @@ from typing import TYPE_CHECKING, Any
 from arq.connections import ArqRedis
 from arq.constants import job_key_prefix
 from arq.worker import Worker
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from producers.bell import connect
 from producers.contract import QUEUE_NAME, WAKE_CHANNEL, deserialize, serialize
 from worker.ending import end, undisturbed
 from worker.jobs import JOB_TIMEOUT_SECONDS, functions
 from worker.outage import Outage
 
 if TYPE_CHECKING:
+    from redis.asyncio.client import PubSub
+
     from worker.runtime import Runtime
     from worker.settings import ScoringSettings
 
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 MAX_JOBS = 8
 # Ours have about 40.
 MAX_ID_BYTES = 200
+UNREADABLE = "<unreadable>"  # no function is called that
 HEALTH_SECONDS = 30
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 1.0
 # How long the listener waits for a wake-up before it makes sure that its connection lives.
@@ -50,6 +52,25 @@ _CONNECTION_TROUBLE = (RedisConnectionError, RedisTimeoutError, OSError, Timeout
 def _is_readable(job_id: bytes) -> bool:
     # arq logs ids: one with a line break in it would forge a log line.
     return len(job_id) <= MAX_ID_BYTES and job_id.isascii() and job_id.decode().isprintable()
+
+
+def _readable_or_unknown(message: bytes) -> dict[str, Any]:
+    """Read a message; one that is none becomes a job that nobody knows.
+
+    arq drops either. But a message that cannot be read, or has keywords that our jobs do not take, it logs as an
+    error, with a traceback that quotes it.
+    """
+    unknown: dict[str, Any] = {"t": None, "f": UNREADABLE, "a": [], "k": {}, "et": 0}
+    try:
+        job = deserialize(message)
+    except ValueError:
+        return unknown
+    return unknown if job["k"] else job
+
+
+def _no_result(_: dict[str, Any]) -> bytes:
+    """Write down a job's result, which nobody keeps; arq does it all the same, and logs what JSON cannot hold."""
+    return b""
 
 
 class HardenedWorker(Worker):
@@ -109,21 +130,20 @@ def arq_options() -> dict[str, Any]:
         "keep_result": 0,
         "health_check_interval": HEALTH_SECONDS,
         "health_check_key": f"{QUEUE_NAME}:health:{socket.gethostname()}:{os.getpid()}",
-        "job_serializer": serialize,
-        "job_deserializer": deserialize,
+        "job_serializer": _no_result,
+        "job_deserializer": _readable_or_unknown,
         "log_results": False,
     }
 
 
 def connect_arq(settings: ScoringSettings) -> ArqRedis:
     """Make arq's Redis client with the time-outs that ``RedisSettings`` cannot express."""
-    client: ArqRedis = ArqRedis.from_url(
+    # No health_check_interval: where a server accepts and never answers, redis-py checks a new connection's
+    # health while it sets it up, finds it ill, makes another one for that, and never comes back.
+    client = connect(
         settings.redis_url.get_secret_value(),
-        socket_timeout=settings.redis_timeout_seconds,
-        socket_connect_timeout=settings.redis_timeout_seconds,
-        socket_keepalive=True,
-        retry=Retry(NoBackoff(), 1),
-        health_check_interval=int(LISTEN_SECONDS),
+        timeout_seconds=settings.redis_timeout_seconds,
+        redis_class=ArqRedis,
         client_name="assessment-scoring-worker",
     )
     client.job_serializer = serialize
@@ -175,10 +195,16 @@ class ArqLoop:
             await worker.poll_once()
             self._outage.over()
             self._pause_seconds = FIRST_PAUSE_SECONDS
+            for running in worker.tasks.values():
+                running.add_done_callback(self._read_on)
             # Not wait_for: Python 3.11's swallows a cancellation that meets the end of its wait.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.poll_seconds):
                     await self._woken.wait()
+
+    def _read_on(self, _: asyncio.Task[Any]) -> None:
+        # One look starts eight messages at most. After an outage of all workers thousands lie before the new ones.
+        self._woken.set()
 
     def _room_again(self) -> None:
         # Only where the last look was in vain: not every answer that is finished is worth a look at Redis.
@@ -192,9 +218,21 @@ class ArqLoop:
                 async with redis.pubsub() as subscription:
                     await subscription.subscribe(WAKE_CHANNEL)
                     while True:
-                        if await subscription.get_message(
-                            ignore_subscribe_messages=True, timeout=LISTEN_SECONDS
-                        ):
+                        if await self._hear(subscription) != "pong":
                             self._woken.set()
             except (RedisError, *_CONNECTION_TROUBLE):
                 await asyncio.sleep(LONGEST_PAUSE_SECONDS)
+
+    async def _hear(self, subscription: PubSub) -> str:
+        """Wait for a message, and return its type; where all is silent, ask whether anybody is there.
+
+        Raises:
+            redis.exceptions.TimeoutError: Nobody is.
+        """
+        message = await subscription.get_message(timeout=LISTEN_SECONDS)
+        if message is None:
+            await subscription.ping()
+            message = await subscription.get_message(timeout=self._settings.redis_timeout_seconds)
+        if message is None:
+            raise RedisTimeoutError("Redis does not answer the listener.")
+        return str(message["type"])

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from arq.connections import RedisSettings
 
-from worker.arq_loop import ArqLoop, arq_options
+from producers.sentinel import is_sentinel_url, parse_sentinel_url
+from worker.arq_loop import ArqLoop, arq_options, connect_arq
 from worker.ending import end
 from worker.errors import WorkerBrokenError
 from worker.runtime import Runtime
@@ -130,13 +131,34 @@ async def _stop(ctx: dict[str, Any]) -> None:
         await ctx["runtime"].stop()
 
 
+def _redis_options(settings: ScoringSettings) -> dict[str, Any]:
+    """How arq reaches Redis: for its worker, and (``redis_settings`` alone) for ``arq --check``."""
+    url = settings.redis_url.get_secret_value()
+    if not is_sentinel_url(url):
+        return {"redis_settings": RedisSettings.from_dsn(url)}
+    # arq's own settings know neither a login for the sentinels nor any time-out: its worker gets our client.
+    address = parse_sentinel_url(url)
+    return {
+        "redis_settings": RedisSettings(
+            host=list(address.hosts),
+            sentinel=True,
+            sentinel_master=address.service,
+            database=address.options["db"],
+            username=address.options.get("username"),
+            password=address.options.get("password"),
+            ssl=address.options.get("ssl", False),
+        ),
+        "redis_pool": connect_arq(settings),
+    }
+
+
 def __getattr__(name: str) -> Any:
     """Make ``WorkerSettings`` when arq asks for it, and not at import: it reads the environment."""
     if name != "WorkerSettings":
         raise AttributeError(name)
     settings = ScoringSettings.from_environment()
     options = arq_options() | {
-        "redis_settings": RedisSettings.from_dsn(settings.redis_url.get_secret_value()),
+        **_redis_options(settings),
         "poll_delay": settings.poll_seconds,
         "on_startup": _start,
         "on_shutdown": _stop,

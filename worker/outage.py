@@ -5,13 +5,18 @@ from __future__ import annotations
 import logging
 import time
 
-from redis.exceptions import RedisError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from storage.errors import StorageError, StorageUnavailableError
 
 logger = logging.getLogger(__name__)
 
 _AWAY = (StorageUnavailableError, RedisError, OSError, TimeoutError)
+
+
+def _is_refusal(exc: BaseException) -> bool:
+    """Whether Redis is there and says no: out of memory, a key of another type, no permission. A fail-over passes."""
+    return isinstance(exc, ResponseError) and not isinstance(exc, ReadOnlyError)
 
 
 class Outage:
@@ -38,9 +43,9 @@ class Outage:
             return
         self._since = time.monotonic()
         detail = {"error": str(exc) if isinstance(exc, StorageError) else type(exc).__name__}
-        if isinstance(exc, _AWAY):
+        if isinstance(exc, _AWAY) and not _is_refusal(exc):
             logger.warning("%s is away. %s", self._what, self._consequence, extra=detail)
-        elif isinstance(exc, StorageError):
+        elif isinstance(exc, (StorageError, ResponseError)):
             # It is there and says no: that does not end by itself, a person must act.
             logger.error("%s refuses us. %s", self._what, self._consequence, extra=detail)
         else:

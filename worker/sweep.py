@@ -6,9 +6,7 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from typing import TYPE_CHECKING
-
-from redis.exceptions import RedisError
+from typing import TYPE_CHECKING, Any
 
 from producers.contract import ClaimResponses, Drain
 from storage.claims import requested_claims
@@ -16,6 +14,7 @@ from storage.engine import single_statements
 from storage.leases import bury_lost
 from storage.sweeps import overdue, revive_missed
 from storage.translation import translated
+from worker.ending import end, undisturbed
 from worker.outage import Outage
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class Sweep:
 
     It writes nothing for what is overdue, so a backlog of a million costs it nothing. This worker pulls for
     itself and rings for the others; where Redis cannot be rung, it also does the rest of what it would have rung
-    for.
+    for. No sweep waits for the ring of another: a Redis that hangs costs nothing but its bell.
 
     Args:
         engine: Where the tables are.
@@ -69,9 +68,11 @@ class Sweep:
         self._revived_up_to = 0
         self._postgres = Outage("PostgreSQL", "Nothing is swept until it is back.")
         self._redis = Outage("Redis", "This worker takes by itself what is due; others may do the same.")
+        self._ringing: asyncio.Task[None] | None = None
+        self._applying: asyncio.Task[int] | None = None
 
     async def run_once(self) -> Counter[str]:
-        """Sweep once.
+        """Sweep once, and wait until others were rung for.
 
         Returns:
             What was found: ``live``, ``bulk`` and ``suspect`` (lanes that were rung for), ``buried``,
@@ -80,6 +81,13 @@ class Sweep:
         Raises:
             StorageUnavailableError: PostgreSQL is away.
         """
+        counts = await self._sweep()
+        for task in (self._ringing, self._applying):
+            if task is not None:
+                await task
+        return counts
+
+    async def _sweep(self) -> Counter[str]:
         counts: Counter[str] = Counter()
         with translated():
             async with single_statements(self._engine) as conn:
@@ -100,35 +108,55 @@ class Sweep:
         drains = [Drain(lane=lane) for lane in ("live", "bulk", "suspect") if lane in lanes]
         counts.update({drain.lane: 1 for drain in drains})
         counts["claims"] = len(claim_ids)
-        await self._ring(drains, claim_ids)
+        if drains or claim_ids:
+            self._serve(drains, claim_ids)
         return counts
+
+    def _serve(self, drains: list[Drain], claim_ids: list[int]) -> None:
+        """Ring in the background, once at a time; while Redis owes us an answer, do it without."""
+        if _is_over(self._ringing):
+            ring = self._ring(drains, claim_ids)
+            self._ringing = asyncio.get_running_loop().create_task(ring, name="sweep-ring")
+        else:
+            self._serve_alone(drains, claim_ids)
 
     async def _ring(self, drains: list[Drain], claim_ids: list[int]) -> None:
         payloads: list[Payload] = list(drains)
         if claim_ids:
             payloads.append(ClaimResponses(claim_ids=tuple(claim_ids)))
-        if not payloads:
-            return
         try:
             await self._bell.ring(payloads)
-        except (RedisError, OSError, TimeoutError) as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever it is, what was found must be served
             self._redis.met(exc)
-            for drain in drains:
-                self._intake.more(drain.lane)  # the suspect too: nobody else hears of it
-            await self._claimer.apply(claim_ids)
+            self._serve_alone(drains, claim_ids)
         else:
             self._redis.over()
 
+    def _serve_alone(self, drains: list[Drain], claim_ids: list[int]) -> None:
+        for drain in drains:
+            self._intake.more(drain.lane)  # the suspect too: nobody else hears of it
+        # Claims that come while others are being applied are found again by the next sweep.
+        if claim_ids and _is_over(self._applying):
+            apply = self._claimer.apply(claim_ids)
+            self._applying = asyncio.get_running_loop().create_task(apply, name="sweep-claims")
+
     async def run(self) -> None:
         """Sweep for ever."""
-        while True:
-            # Workers that were started together must not sweep in step.
-            await asyncio.sleep(self._sweep_seconds * random.uniform(0.8, 1.0))  # noqa: S311 - no secret
-            try:
-                counts = await self.run_once()
-            except Exception as exc:  # noqa: BLE001 - whatever it is, the next sweep must come
-                self._postgres.met(exc)
-            else:
-                self._postgres.over()
-                if any(counts.values()):
-                    logger.debug("The sweep found something.", extra=dict(counts))
+        try:
+            while True:
+                # Workers that were started together must not sweep in step.
+                await asyncio.sleep(self._sweep_seconds * random.uniform(0.8, 1.0))  # noqa: S311 - no secret
+                try:
+                    counts = await self._sweep()
+                except Exception as exc:  # noqa: BLE001 - whatever it is, the next sweep must come
+                    self._postgres.met(exc)
+                else:
+                    self._postgres.over()
+                    if any(counts.values()):
+                        logger.debug("The sweep found something.", extra=dict(counts))
+        finally:
+            await undisturbed(end(task for task in (self._ringing, self._applying) if task is not None))
+
+
+def _is_over(task: asyncio.Task[Any] | None) -> bool:
+    return task is None or task.done()

@@ -10,7 +10,6 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import event, text
 
-from demo.servers import free_port
 from producers.bell import Bell
 from producers.contract import QUEUE_NAME, ScoreResponses
 from storage.claims import request_claim
@@ -115,33 +114,6 @@ async def test_both_lanes_come_back(running: Running, engine: AsyncEngine) -> No
     async with running():
         ids = [*await submit_answers(engine, 20, lane="bulk"), *await submit_answers(engine, 20)]
         await eventually(lambda: scored_once(engine, ids))
-
-
-async def test_without_redis_the_sweeping_worker_takes_what_is_due(
-    running: Running, engine: AsyncEngine, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Redis was never there: answers are scored and claims applied, with a few warnings and no more."""
-    url = f"redis://127.0.0.1:{free_port()}/0"
-    async with running(redis_url=url):
-        ids = await submit_answers(engine, 60)
-        await eventually(lambda: scored_once(engine, ids))
-        secret = token()
-        async with engine.begin() as conn:
-            row = await submit(conn, anonymous_token=secret)
-            await request_claim(conn, anonymous_token=secret, user_id=9)
-
-        async def moved() -> bool:
-            async with engine.connect() as conn:
-                found = await conn.execute(
-                    text("SELECT user_id FROM assessment_responses WHERE response_id = :id"),
-                    {"id": row["response_id"]},
-                )
-                return bool(found.scalar_one() == 9)
-
-        await eventually(moved)
-        await eventually(lambda: scored_once(engine, [*ids, row["response_id"]]))
-
-    assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) <= 3
 
 
 async def test_an_expired_lease_is_taken_over(
