@@ -20,8 +20,12 @@ if TYPE_CHECKING:
     from sqlalchemy import RowMapping, TextClause
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-# A handoff that lost its lease so often may be what kills its workers: from then on it is leased alone.
+# A handoff that lost its lease so often may be what kills its workers: from then on it is leased in a group of its
+# like, by a worker that holds nothing else.
 SUSPECT_AFTER_LOSSES = 3
+# Each loss leaves a group this fraction of its size. The smallest whole number with which even 10,000 slots are
+# down to one answer before the last loss: whoever is buried was alone then, and no innocent neighbour gets that far.
+GROUPS_SHRINK_BY = 4
 # So many losses are no accident any more, not even during a bad deploy: it is buried.
 BURY_AFTER_LOSSES = 10
 
@@ -75,12 +79,30 @@ _PULL = _lease(f"""
     FOR UPDATE OF h SKIP LOCKED
 """)
 
-# Take one that may have killed its workers.
-_PULL_SUSPECT = _lease(f"""
-    SELECT h.handoff_id, h.response_id FROM scoring_handoffs AS h
-    WHERE {DUE} AND {MAY_BE_SUSPECT} AND {LOSSES} >= {SUSPECT_AFTER_LOSSES} AND {LOSSES} < {BURY_AFTER_LOSSES}
-    ORDER BY h.due_at, h.handoff_id LIMIT 1
-    FOR UPDATE OF h SKIP LOCKED
+_SUSPECT = (
+    f"{DUE} AND {MAY_BE_SUSPECT} AND {LOSSES} >= {SUSPECT_AFTER_LOSSES} AND {LOSSES} < {BURY_AFTER_LOSSES}"
+)
+
+# Take a group of those that may have killed their workers: the oldest, and others with as many losses. The oldest
+# is locked first, or a group whose oldest another worker is taking would be found empty. The second limit is one that
+# the planner can read: it takes a computed one for a tenth of all rows.
+_PULL_SUSPECTS = _lease(f"""
+    WITH oldest AS MATERIALIZED (
+        SELECT {LOSSES} AS losses FROM scoring_handoffs AS h
+        WHERE {_SUSPECT}
+        ORDER BY h.due_at, h.handoff_id LIMIT 1
+        FOR UPDATE OF h SKIP LOCKED
+    ), size AS MATERIALIZED (
+        SELECT greatest(
+            1, CAST(:slots AS bigint) / ({GROUPS_SHRINK_BY} ^ (losses - {SUSPECT_AFTER_LOSSES - 1}))::bigint
+        ) AS size FROM oldest
+    )
+    SELECT * FROM (
+        SELECT h.handoff_id, h.response_id FROM scoring_handoffs AS h
+        WHERE {DUE} AND {MAY_BE_SUSPECT} AND {LOSSES} = (SELECT losses FROM oldest)
+        ORDER BY h.due_at, h.handoff_id LIMIT coalesce((SELECT size FROM size), 0)
+        FOR UPDATE OF h SKIP LOCKED
+    ) AS suspects LIMIT :limit
 """)
 
 # Does one wait that may have killed its workers?
@@ -88,7 +110,7 @@ _SUSPECT_WAITS = text(f"""
     SELECT EXISTS (SELECT 1 FROM scoring_handoffs AS h WHERE {DUE} AND {MAY_BE_SUSPECT} AND {LOSSES} >= {SUSPECT_AFTER_LOSSES})
 """)
 
-# Bury those that lost too many leases, even leased alone.
+# Bury those that lost too many leases, the last one leased alone.
 _BURY_LOST = text(f"""
     WITH lost AS MATERIALIZED (
         SELECT h.handoff_id FROM scoring_handoffs AS h
@@ -97,7 +119,7 @@ _BURY_LOST = text(f"""
     )
     UPDATE scoring_handoffs AS h SET
         lease_losses = {LOSSES}, lease_token = NULL, due_at = 'infinity', state = 'dead',
-        last_error = 'Its worker stopped without a word {BURY_AFTER_LOSSES} times while scoring this answer, the last times '
+        last_error = 'Its worker stopped without a word {BURY_AFTER_LOSSES} times while scoring this answer, the last time '
             'with no other answer in hand: it probably crashes or stalls the scorer.',
         last_error_at = statement_timestamp()
     FROM lost WHERE h.handoff_id = lost.handoff_id
@@ -185,27 +207,33 @@ async def pull_handoffs(
         return [_decoded(row) for row in (await conn.execute(_PULL, given)).mappings()]
 
 
-async def pull_suspect(
-    conn: AsyncConnection, *, lease_token: UUID, lease_seconds: float
-) -> dict[str, Any] | None:
-    """Lease one handoff that lost its lease three times or more, to be scored with nothing else in hand.
+async def pull_suspects(
+    conn: AsyncConnection, *, slots: int, lease_token: UUID, lease_seconds: float, limit: int
+) -> list[dict[str, Any]]:
+    """Lease a group of handoffs that lost their leases three times or more, to be scored with nothing else in hand.
+
+    All of a group have lost as many: as many as the suspect that has been due for longest. A quarter of the slots is
+    taken after three losses, a quarter of that after four, and so on; one at last. So innocent neighbours of an
+    answer that kills its workers are scored together, a few of them are lost with it each time, and after the ninth
+    loss each is alone.
 
     Args:
         conn: The caller's connection, as for :func:`lease_handoffs`.
+        slots: How many answers the worker scores at the same time when it suspects nothing.
         lease_token: As for :func:`lease_handoffs`.
         lease_seconds: As for :func:`lease_handoffs`.
+        limit: Lease at most so many, however large the group might be.
 
     Returns:
-        The lease, or None where nothing is suspect and due.
+        As :func:`lease_handoffs`; nothing where nothing is suspect and due.
     """
-    given = {"lease_token": lease_token, "lease_seconds": lease_seconds}
+    given = {"slots": slots, "lease_token": lease_token, "lease_seconds": lease_seconds, "limit": limit}
     with translated():
-        row = (await conn.execute(_PULL_SUSPECT, given)).mappings().one_or_none()
-    return None if row is None else _decoded(row)
+        return [_decoded(row) for row in (await conn.execute(_PULL_SUSPECTS, given)).mappings()]
 
 
 async def suspect_waits(conn: AsyncConnection, *, lease_seconds: float) -> bool:
-    """Ask whether anything waits to be scored alone, or to be buried; arguments as :func:`lease_handoffs`."""
+    """Ask whether anything waits to be scored as a suspect, or to be buried; arguments as :func:`lease_handoffs`."""
     with translated():
         return bool((await conn.execute(_SUSPECT_WAITS, {"lease_seconds": lease_seconds})).scalar_one())
 

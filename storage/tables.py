@@ -12,6 +12,7 @@ from sqlalchemy import (
     DateTime,
     Double,
     ForeignKey,
+    ForeignKeyConstraint,
     Identity,
     Index,
     Integer,
@@ -56,6 +57,8 @@ questions = Table(
         text("publication DESC"),
         unique=True,
     ),
+    # What a response is pinned to is referred to by all three, so that it is content of its own question.
+    Index("ix_assessment_questions_pinned", "question_digest", "module_slug", "question_id", unique=True),
 )
 
 responses = Table(
@@ -75,10 +78,19 @@ responses = Table(
     Column(
         "question_digest",
         Text,
-        ForeignKey("assessment_questions.question_digest", name="fk_assessment_responses_question"),
         comment="what the student was asked, if it was published then",
     ),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    # Of its own question, or of none while that is not published.
+    ForeignKeyConstraint(
+        ["question_digest", "module_slug", "question_id"],
+        [
+            "assessment_questions.question_digest",
+            "assessment_questions.module_slug",
+            "assessment_questions.question_id",
+        ],
+        name="fk_assessment_responses_pinned",
+    ),
     CheckConstraint("num_nonnulls(user_id, anonymous_token) = 1", name="ck_assessment_responses_owner"),
     CheckConstraint("answer_text ~ '\\S'", name="ck_assessment_responses_answer"),
     UniqueConstraint("submission_key", name="uq_assessment_responses_submission_key"),
@@ -256,6 +268,7 @@ workers = Table(
     Column("slots", Integer, nullable=False),
     Column("free_slots", Integer, nullable=False),
     Column("note", Text, comment="why it takes less than it could, if it does"),
+    Column("provider", JSONB, comment="breaker and rate limits, as this worker knows them"),
 )
 
 watermarks = Table(

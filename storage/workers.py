@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
+from sqlalchemy.dialects.postgresql import JSONB
 
 from storage.translation import translated
 
@@ -24,10 +26,16 @@ _REPORT = text(f"""
         DELETE FROM scoring_workers
         WHERE seen_at < statement_timestamp() - make_interval(secs => {_FORGET_SECONDS}) AND worker_id <> :worker_id
     )
-    INSERT INTO scoring_workers AS w (worker_id, host, pid, version, slots, free_slots, note)
-    SELECT :worker_id, :host, :pid, :version, :slots, :free_slots, :note FROM relaxed
+    INSERT INTO scoring_workers AS w (worker_id, host, pid, version, slots, free_slots, note, provider)
+    SELECT :worker_id, :host, :pid, :version, :slots, :free_slots, :note, CAST(:provider AS jsonb) FROM relaxed
     ON CONFLICT (worker_id) DO UPDATE SET
-        seen_at = statement_timestamp(), free_slots = excluded.free_slots, note = excluded.note
+        seen_at = statement_timestamp(), free_slots = excluded.free_slots, note = excluded.note,
+        provider = excluded.provider
+    RETURNING 1 + (
+        SELECT count(*) FROM scoring_workers AS other
+        WHERE other.worker_id <> :worker_id AND other.provider ->> 'name' = CAST(:provider AS jsonb) ->> 'name'
+            AND other.seen_at > statement_timestamp() - make_interval(secs => {ALIVE_SECONDS})
+    ) AS fleet
 """)
 
 # Say that this worker is gone.
@@ -35,13 +43,13 @@ _LEAVE = text("DELETE FROM scoring_workers WHERE worker_id = :worker_id")
 
 # Which workers have reported lately.
 _ALIVE = text(f"""
-    SELECT worker_id, host, pid, version, started_at, slots, free_slots, note,
+    SELECT worker_id, host, pid, version, started_at, slots, free_slots, note, provider,
         EXTRACT(epoch FROM statement_timestamp() - seen_at)::double precision AS silent_seconds
     FROM scoring_workers
     WHERE seen_at > statement_timestamp() - make_interval(secs => {ALIVE_SECONDS})
         AND (CAST(:host AS text) IS NULL OR host = :host)
     ORDER BY host, pid
-""")
+""").columns(provider=JSONB)
 
 
 async def report_worker(
@@ -54,7 +62,8 @@ async def report_worker(
     slots: int,
     free_slots: int,
     note: str | None,
-) -> None:
+    provider: dict[str, Any] | None,
+) -> int:
     """Report that a worker runs.
 
     Args:
@@ -66,6 +75,11 @@ async def report_worker(
         slots: How many answers it scores at a time.
         free_slots: How many more it would take now.
         note: Why it takes less than it could, if it does.
+        provider: What it knows of its model provider, with the ``name`` that all who share it give; None where it
+            asks none.
+
+    Returns:
+        How many workers share that provider, this one included.
     """
     given = {
         "worker_id": worker_id,
@@ -75,9 +89,10 @@ async def report_worker(
         "slots": slots,
         "free_slots": free_slots,
         "note": note,
+        "provider": None if provider is None else json.dumps(provider),
     }
     with translated():
-        await conn.execute(_REPORT, given)
+        return int((await conn.execute(_REPORT, given)).scalar_one())
 
 
 async def remove_worker(conn: AsyncConnection, *, worker_id: UUID) -> None:

@@ -49,6 +49,25 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[GIVEN] = None if urls[0] is None or urls[1] is None else GivenServers(urls[0], urls[1])
 
 
+MEASURED = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(scope="session")
+def measured(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Notes a figure: how many crashes were survived, how soon something was back. All of them end the report."""
+    return pytestconfig.stash.setdefault(MEASURED, []).append
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
+) -> None:
+    """Print what was measured, as the last thing that a person sees."""
+    if lines := config.stash.get(MEASURED, []):
+        terminalreporter.section("measured")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
 def _missing(reason: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(reason, pytrace=False)

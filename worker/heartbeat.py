@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from storage.engine import single_statements
@@ -18,8 +18,10 @@ from storage.workers import remove_worker, report_worker
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from worker.breaker import Breaker
     from worker.intake import Intake
     from worker.pool import ScoringPool
+    from worker.rate_limits import RateLimits
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +32,36 @@ LEAVE_SECONDS = 2.0
 
 
 class Heartbeat:
-    """Reports this worker every few seconds, and once more when it leaves."""
+    """Reports this worker every few seconds, and once more when it leaves.
 
-    def __init__(self, engine: AsyncEngine, pool: ScoringPool, intake: Intake) -> None:
+    Args:
+        engine: Where the tables are.
+        pool: How many slots there are.
+        intake: How many are free, and why not more.
+        breaker: What is known of the provider.
+        rate_limits: What is left of its limits.
+        provider: Its name, the same for all workers that share it; None where none is asked.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        pool: ScoringPool,
+        intake: Intake,
+        breaker: Breaker,
+        rate_limits: RateLimits,
+        provider: str | None,
+    ) -> None:
         self._engine = engine
         self._pool = pool
         self._intake = intake
+        self._breaker = breaker
+        self._rate_limits = rate_limits
+        self._provider = provider
         self.worker_id = uuid4()
+        # How many workers share our provider, ourselves included.
+        self.fleet = 1
         self._version = version("assessment-scoring")
 
     async def run_once(self) -> None:
@@ -47,7 +72,7 @@ class Heartbeat:
         """
         with translated():
             async with single_statements(self._engine) as conn:
-                await report_worker(
+                self.fleet = await report_worker(
                     conn,
                     worker_id=self.worker_id,
                     host=socket.gethostname(),
@@ -56,7 +81,20 @@ class Heartbeat:
                     slots=self._pool.slots,
                     free_slots=self._intake.allowance,
                     note=self._intake.note,
+                    provider=self._about_provider(),
                 )
+
+    def _about_provider(self) -> dict[str, Any] | None:
+        if self._provider is None:
+            return None
+        return {
+            "name": self._provider,
+            "breaker": "open" if self._breaker.is_open else "closed",
+            "shared": self._breaker.is_shared,
+            "reason": self._breaker.reason,
+            "open_seconds": self._breaker.open_seconds,
+            "rate_limits": self._rate_limits.report(),
+        }
 
     async def run(self) -> None:
         """Report for ever."""

@@ -10,10 +10,18 @@ from uuid import uuid4
 
 from producers.contract import Drain
 from storage.engine import single_statements
-from storage.leases import bury_lost, lease_handoffs, pull_handoffs, pull_suspect, suspect_waits
+from storage.leases import (
+    GROUPS_SHRINK_BY,
+    bury_lost,
+    lease_handoffs,
+    pull_handoffs,
+    pull_suspects,
+    suspect_waits,
+)
 from storage.translation import translated
 from worker.leased import Lease
 from worker.outage import Outage
+from worker.pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -23,6 +31,7 @@ if TYPE_CHECKING:
     from worker.breaker import Breaker
     from worker.pool import ScoringPool
     from worker.question_cache import QuestionCache
+    from worker.rate_limits import RateLimits
     from worker.renewer import Renewer
     from worker.settler import Settler
 
@@ -33,6 +42,9 @@ logger = logging.getLogger(__name__)
 PULL_SHARE = 16
 # The bulk lane never holds more of the slots than this, so that a live answer always finds one.
 BULK_SHARE = 0.8
+# And is taken in pieces that keep the event loop for a few milliseconds, as long as it is idle otherwise.
+BULK_PIECE = 16
+BULK_CPU_SHARE = 0.4
 # With PostgreSQL away, look again after so long.
 RETRY_SECONDS = 0.5
 
@@ -44,6 +56,7 @@ class Intake:
         engine: Where the tables are.
         pool: What is filled.
         breaker: May allow less than there are free slots.
+        rate_limits: May grant less than is allowed.
         settler: While it has trouble, nothing is taken.
         renewer: The same.
         questions: What the answers are scored against.
@@ -57,6 +70,7 @@ class Intake:
         *,
         pool: ScoringPool,
         breaker: Breaker,
+        rate_limits: RateLimits,
         settler: Settler,
         renewer: Renewer,
         questions: QuestionCache,
@@ -66,6 +80,7 @@ class Intake:
         self._engine = engine
         self._pool = pool
         self._breaker = breaker
+        self._rate_limits = rate_limits
         self._settler = settler
         self._renewer = renewer
         self._questions = questions
@@ -78,12 +93,13 @@ class Intake:
         self._stopped = False
         self._changed = asyncio.Event()
         self._leasing: set[asyncio.Task[int]] = set()
+        self._bulk_pace = Pace(BULK_CPU_SHARE)
         self._outage = Outage("PostgreSQL", "No answer is taken until it is back.")
 
     @property
     def allowance(self) -> int:
         """How many answers may be taken now."""
-        if self._alone or not self._may_lease:
+        if self._alone or not self._may_lease or self._rate_limits.pause_seconds("live"):
             return 0
         return max(0, self._breaker.allowance(self._pool.free_slots) - self._reserved)
 
@@ -91,6 +107,11 @@ class Intake:
     def _may_lease(self) -> bool:
         # After an outage of PostgreSQL: first settle, then renew, then lease.
         return not (self._stopped or self._settler.troubled or self._renewer.troubled)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether an answer could be taken, if the breaker allowed it."""
+        return self._may_lease and not self._alone and self._pool.free_slots > self._reserved
 
     @property
     def wants_messages(self) -> bool:
@@ -110,7 +131,9 @@ class Intake:
             return "PostgreSQL is away"
         if self._breaker.is_open:
             return f"breaker open: {self._breaker.reason}"
-        return "scoring a suspicious answer alone" if self._alone else None
+        if self._rate_limits.pause_seconds("live"):
+            return "the provider's rate limits are used up"
+        return "scoring suspicious answers by themselves" if self._alone else None
 
     def changed(self) -> None:
         """Something changed that may allow more: a slot is free, a pause is over."""
@@ -131,16 +154,23 @@ class Intake:
         if room == 0:
             return 0
 
-        async def by_ids(conn: AsyncConnection) -> list[dict[str, Any]]:
+        asked = 0
+
+        async def by_ids(conn: AsyncConnection, limit: int) -> list[dict[str, Any]]:
+            nonlocal asked
+            asked = limit
             return await lease_handoffs(
                 conn,
                 response_ids=response_ids,
                 lease_token=uuid4(),
                 lease_seconds=self._lease_seconds,
-                limit=room,
+                limit=limit,
             )
 
-        return await self._lease(by_ids, room)
+        taken = await self._lease(by_ids, room, certain=True)
+        if asked < room:
+            self.more("live")  # the rate limits end sooner than the slots
+        return taken
 
     def more(self, lane: str) -> None:
         """Remember that a lane holds more, and pull as soon as there is room."""
@@ -165,7 +195,10 @@ class Intake:
                 self._outage.met(exc)
             # A probe that was due before we pulled waits for something else than time: for an answer to be due,
             # or for a slot.
-            await self._wait_for_change(probe_seconds or None)
+            pauses = [probe_seconds, *(self._rate_limits.pause_seconds(lane) for lane in self._more)]
+            if "bulk" in self._more:
+                pauses.append(self._bulk_pace.pause_seconds())
+            await self._wait_for_change(min(filter(None, pauses), default=None))
 
     async def stop(self) -> None:
         """Take nothing any more, and wait for the leases that are being taken."""
@@ -196,30 +229,43 @@ class Intake:
                 # One at least, or a worker with a single slot would never rescore anything.
                 most = max(1, int(self._pool.slots * BULK_SHARE))
                 room = min(room, most - self._pool.in_lane("bulk"))
+                if self._rate_limits.pause_seconds("bulk") or self._bulk_pace.pause_seconds():
+                    return False
             if room < self._worth_pulling:
                 return False
+            if lane == "bulk":
+                room = min(room, BULK_PIECE)
+                self._bulk_pace.begin()
             # Forgotten first: a bell that rings while we pull counts for the next time.
             self._more.discard(lane)
             try:
-                taken = await self._pull_from(lane, room)
+                more = await self._pull_from(lane, room)
             except Exception:
                 self._more.add(lane)
                 raise
-            if taken == room:
+            if more:
                 self._more.add(lane)
             return True
         return False
 
-    async def _pull_from(self, lane: str, room: int) -> int:
-        async def by_lane(conn: AsyncConnection) -> list[dict[str, Any]]:
+    async def _pull_from(self, lane: str, room: int) -> bool:
+        """Pull, and say whether the lane may hold more."""
+        asked = 0
+
+        async def by_lane(conn: AsyncConnection, limit: int) -> list[dict[str, Any]]:
+            nonlocal asked
+            asked = limit
             return await pull_handoffs(
-                conn, lane=lane, lease_token=uuid4(), lease_seconds=self._lease_seconds, limit=room
+                conn, lane=lane, lease_token=uuid4(), lease_seconds=self._lease_seconds, limit=limit
             )
 
-        return await self._lease(by_lane, room)
+        return await self._lease(by_lane, room, lane=lane) == asked
 
     async def _score_alone(self) -> None:
-        """Score one suspicious answer with nothing else in this process's hands, and reopen."""
+        """Score one group of suspicious answers with nothing else in this process's hands, and reopen.
+
+        One group for each time that somebody asks: between two, other answers have their turn.
+        """
         self._wanted_alone = False
         if not await self._suspect_waits():
             return
@@ -228,16 +274,24 @@ class Intake:
             if self._leasing:
                 await asyncio.wait(set(self._leasing))
             await self._until_empty()
-            if self._stopped:
+            # Asked only now: while we waited, the breaker may have opened.
+            most = max(1, self._pool.slots // GROUPS_SHRINK_BY)
+            room = min(most, self._breaker.allowance(self._pool.free_slots))
+            if self._stopped or not room:
                 return
 
-            async def suspect(conn: AsyncConnection) -> list[dict[str, Any]]:
+            async def suspects(conn: AsyncConnection, limit: int) -> list[dict[str, Any]]:
                 for buried in await bury_lost(conn, lease_seconds=self._lease_seconds):
                     logger.error("An answer stopped its workers too often and is dead now.", extra=buried)
-                found = await pull_suspect(conn, lease_token=uuid4(), lease_seconds=self._lease_seconds)
-                return [] if found is None else [found]
+                return await pull_suspects(
+                    conn,
+                    slots=self._pool.slots,
+                    lease_token=uuid4(),
+                    lease_seconds=self._lease_seconds,
+                    limit=limit,
+                )
 
-            if await self._lease(suspect, 1):
+            if await self._lease(suspects, room):
                 await self._until_empty()
         finally:
             self._alone = False
@@ -254,15 +308,22 @@ class Intake:
             await self._changed.wait()
 
     async def _lease(
-        self, statement: Callable[[AsyncConnection], Awaitable[list[dict[str, Any]]]], room: int
+        self,
+        statement: Callable[[AsyncConnection, int], Awaitable[list[dict[str, Any]]]],
+        room: int,
+        *,
+        lane: str = "live",
+        certain: bool = False,
     ) -> int:
-        """Run a lease statement and start what it returns.
+        """Run a lease statement, for as many as the rate limits grant, and start what it returns.
 
         In a task of its own: whoever asks may be cancelled, but a lease that was granted must be started or
         handed back, or its answer would wait until the lease runs out.
         """
         self._reserved += room
-        task = asyncio.get_running_loop().create_task(self._lease_and_start(statement, room), name="lease")
+        task = asyncio.get_running_loop().create_task(
+            self._lease_and_start(statement, room, lane=lane, certain=certain), name="lease"
+        )
         self._leasing.add(task)
         task.add_done_callback(self._lease_ended)
         return await asyncio.shield(task)
@@ -273,14 +334,23 @@ class Intake:
             task.exception()  # whoever asked may be gone; then nobody else would fetch it
 
     async def _lease_and_start(
-        self, statement: Callable[[AsyncConnection], Awaitable[list[dict[str, Any]]]], room: int
+        self,
+        statement: Callable[[AsyncConnection, int], Awaitable[list[dict[str, Any]]]],
+        room: int,
+        *,
+        lane: str,
+        certain: bool,
     ) -> int:
         leases: list[Lease] = []
         started: set[int] = set()
+        granted = 0
         try:
+            granted = await self._rate_limits.acquire(room, lane=lane, certain=certain)
+            if granted == 0:  # and it is not worth a statement
+                return 0
             with translated():
                 async with single_statements(self._engine) as conn:
-                    leases = [Lease.from_row(row) for row in await statement(conn)]
+                    leases = [Lease.from_row(row) for row in await statement(conn, granted)]
                 questions = await self._questions.get(lease.question_digest for lease in leases)
             self._reserved -= room
             room = 0
@@ -289,6 +359,7 @@ class Intake:
                 started.add(lease.handoff_id)
         finally:
             self._reserved -= room
+            self._rate_limits.used(granted, len(started), certain=certain)
             for lease in leases:
                 if lease.handoff_id not in started:
                     self._pool.give_back(lease)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from worker.breaker import Breaker
     from worker.decisions import Transition
     from worker.leased import Lease
-    from worker.scorers.protocol import Question, Scorer
+    from worker.scorers.protocol import Question, Scorer, Usage
     from worker.settler import Settler
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ class ScoringPool:
         scorer: What scores.
         settler: What performs the decisions.
         breaker: Told how the provider does.
+        on_cost: Told what each score cost.
         slots: How many answers are with the scorer at the same time.
         answer_seconds: Longest time with the scorer; nobody renews the lease beyond it.
         max_attempts: So many failed attempts, and the handoff is dead.
@@ -84,6 +85,7 @@ class ScoringPool:
         scorer: Scorer,
         settler: Settler,
         breaker: Breaker,
+        on_cost: Callable[[Usage], None],
         slots: int,
         answer_seconds: float,
         max_attempts: int,
@@ -92,6 +94,7 @@ class ScoringPool:
         self._scorer = scorer
         self._settler = settler
         self._breaker = breaker
+        self._on_cost = on_cost
         self.slots = slots
         self._answer_seconds = answer_seconds
         self._max_attempts = max_attempts
@@ -229,6 +232,7 @@ class ScoringPool:
         transition = decide(lease, outcome, surroundings, max_attempts=self._max_attempts)
         if isinstance(outcome, Score):
             self._successes += 1
+            self._on_cost(outcome.usage)
         return transition
 
     async def _outcome(self, lease: Lease, question: Question) -> Score | ScoringError:
@@ -269,4 +273,4 @@ class ScoringPool:
             case Misconfigured():
                 self._breaker.failed(lease.handoff_id, outcome.reason)
             case _:
-                self._breaker.succeeded()
+                self._breaker.succeeded(lease.handoff_id)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
-from producers.bell import Bell
+from producers.bell import Bell, connect_redis
 from producers.errors import InvalidSettingsError
 from storage.errors import StorageError
 from worker.breaker import Breaker
@@ -19,9 +20,11 @@ from worker.intake import Intake
 from worker.outage import Outage
 from worker.pool import ScoringPool
 from worker.question_cache import QuestionCache
+from worker.rate_limits import RateLimits
 from worker.renewer import Renewer
 from worker.scorers.factory import build_scorer
 from worker.settler import Settler
+from worker.shared_breaker import SharedBreaker
 from worker.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -39,6 +42,10 @@ LAST_WRITES_SECONDS = 10.0
 WATCH_SECONDS = 5.0
 # Closing a connection says good-bye to a server that may hang.
 CLOSE_SECONDS = 2.0
+# What a question, its rubric and an answer may have, until the first reply tells.
+EXPECTED_INPUT_TOKENS = 1000
+# What workers tell each other is worth little later: whoever leases waits for it.
+NEWS_TIMEOUT_SECONDS = 0.25
 
 
 class Runtime:
@@ -54,13 +61,26 @@ class Runtime:
         self._scorer = scorer or build_scorer(settings)
         self.engine = settings.engine()
         self._redis = settings.redis()
+        self._news = connect_redis(
+            settings.redis_url.get_secret_value(),
+            timeout_seconds=min(NEWS_TIMEOUT_SECONDS, settings.redis_timeout_seconds),
+        )
         self.bell = Bell(self._redis)
         self.breaker = Breaker()
+        self.rate_limits = RateLimits(
+            self._news,
+            provider=settings.provider or "",
+            requests_per_minute=settings.requests_per_minute,
+            tokens_per_minute=settings.tokens_per_minute,
+            expected_tokens=EXPECTED_INPUT_TOKENS + settings.llm_max_output_tokens,
+            fleet=lambda: self.heartbeat.fleet,
+        )
         self.settler = Settler(self.engine, max_attempts=settings.max_attempts, on_done=self._done)
         self.pool = ScoringPool(
             scorer=self._scorer,
             settler=self.settler,
             breaker=self.breaker,
+            on_cost=self.rate_limits.charge,
             slots=settings.slots,
             answer_seconds=settings.answer_seconds,
             max_attempts=settings.max_attempts,
@@ -77,6 +97,7 @@ class Runtime:
             self.engine,
             pool=self.pool,
             breaker=self.breaker,
+            rate_limits=self.rate_limits,
             settler=self.settler,
             renewer=self.renewer,
             questions=QuestionCache(self.engine),
@@ -92,7 +113,21 @@ class Runtime:
             lease_seconds=settings.lease_seconds,
             sweep_seconds=settings.sweep_seconds,
         )
-        self.heartbeat = Heartbeat(self.engine, self.pool, self.intake)
+        self.shared_breaker = SharedBreaker(
+            self._news,
+            self.breaker,
+            provider=settings.provider or "",
+            has_room=lambda: self.intake.has_room,
+            on_change=self._changed,
+        )
+        self.heartbeat = Heartbeat(
+            self.engine,
+            pool=self.pool,
+            intake=self.intake,
+            breaker=self.breaker,
+            rate_limits=self.rate_limits,
+            provider=settings.provider,
+        )
         self.hurry = asyncio.Event()
         # Replaced by whoever runs this: what to do when there is room again, and when a loop breaks.
         self.on_room: Callable[[], None] = lambda: None
@@ -110,12 +145,15 @@ class Runtime:
         """
         await self._check_redis_login()
         await self.heartbeat.run_once()
+        with suppress(RedisError, OSError, TimeoutError):
+            await self.shared_breaker.exchange()  # before the first answer is taken
         loops: dict[str, Coroutine[Any, Any, None]] = {
             "settler": self.settler.run(),
             "renewer": self.renewer.run(),
             "intake": self.intake.run(),
             "sweep": self.sweep.run(),
             "heartbeat": self.heartbeat.run(),
+            **({"shared breaker": self.shared_breaker.run()} if self.settings.provider else {}),
             "watch": self._watch_scorers(),
         }
         self._loops = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
@@ -179,6 +217,7 @@ class Runtime:
         """Close connections; nothing else is stopped."""
         await self._scorer.aclose()
         await self._redis.aclose()
+        await self._news.aclose()
         try:
             await asyncio.wait_for(self.engine.dispose(), CLOSE_SECONDS)
         except TimeoutError:
@@ -188,6 +227,7 @@ class Runtime:
         self.pool.done(handoff_id)
 
     def _changed(self) -> None:
+        self.shared_breaker.changed()
         self.intake.changed()
         if self.intake.wants_messages:
             self.on_room()

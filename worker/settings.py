@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, model_validator
 
@@ -49,6 +50,17 @@ class ScoringSettings(ProducerSettings):
         description="pause between two looks at the queue when nobody wakes us, seconds",
     )
 
+    requests_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        description="the provider's limit on requests, for all workers together; unset: none",
+    )
+    tokens_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        description="the provider's limit on tokens, input and output, for all workers together; unset: none",
+    )
+
     scorer: str = Field(default="llm", description="llm, lexical, or package.module:factory for your own")
     llm_provider: Literal["openai", "anthropic"] = Field(
         default="openai",
@@ -76,6 +88,18 @@ class ScoringSettings(ProducerSettings):
     def renewal_seconds(self) -> float:
         """Pause between two renewals: as set, or so that two may be lost and the lease is kept."""
         return self.lease_seconds / 3 if self.renew_seconds is None else self.renew_seconds
+
+    @property
+    def provider(self) -> str | None:
+        """What workers that share a provider have in common, and nothing secret; None where none is asked."""
+        match self.scorer:
+            case "lexical":
+                return None
+            case "llm":
+                host = urlsplit(self.llm_base_url or "").netloc.rpartition("@")[2] or self.llm_provider
+                return f"{host}/{self.llm_model}"
+            case path:
+                return path
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:

@@ -43,11 +43,29 @@ async def dead_response(engine: AsyncEngine, reason: str = "The model refused.")
     return response_id
 
 
+PROVIDER = {
+    "name": "models.example/a-model",
+    "breaker": "open",
+    "shared": True,
+    "reason": "The provider failed (HTTP 503).",
+    "open_seconds": 12.34,
+    "rate_limits": {"shared": True, "requests_per_minute": 600, "requests_left": 7},
+}
+
+
 async def a_worker_runs(engine: AsyncEngine, *, free_slots: int = 5, host: str = "here") -> None:
     """Report a worker."""
     async with engine.begin() as conn:
         await report_worker(
-            conn, worker_id=uuid4(), host=host, pid=1, version="1", slots=5, free_slots=free_slots, note=None
+            conn,
+            worker_id=uuid4(),
+            host=host,
+            pid=1,
+            version="1",
+            slots=5,
+            free_slots=free_slots,
+            note=None,
+            provider=PROVIDER,
         )
 
 
@@ -72,6 +90,22 @@ async def test_status_counts_what_waits_and_names_what_is_missing(
     assert status["workers"][0]["host"] == "here"
     assert "forgotten" in shown
     assert "waiting, live" in shown
+
+
+async def test_status_shows_the_breaker_and_why_it_is_open(commands: Commands, engine: AsyncEngine) -> None:
+    """`scoring status` shows each provider: since when and why it is left alone, and what it allows."""
+    await a_worker_runs(engine)
+    await a_worker_runs(engine)
+
+    status = await commands.json("status")
+    shown = " ".join((await commands.run("status")).stdout.split())
+
+    assert [worker["provider"] for worker in status["workers"]] == [PROVIDER, PROVIDER]
+    assert "models.example/a-model" in shown
+    assert "open for 2 of 2" in shown
+    assert "12.3 s" in shown
+    assert "The provider failed (HTTP 503)." in shown
+    assert "600 requests" in shown
 
 
 async def test_status_says_when_nobody_works(commands: Commands) -> None:

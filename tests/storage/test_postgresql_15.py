@@ -19,7 +19,7 @@ from storage import (
     submit_responses,
 )
 from storage.dead import dismiss_dead, list_dead, rescore_responses, retry_dead
-from storage.leases import bury_lost, pull_handoffs, pull_suspect, renew_leases
+from storage.leases import bury_lost, pull_handoffs, pull_suspects, renew_leases
 from storage.roles import grant_roles
 from storage.settlements import (
     bury_handoffs,
@@ -79,7 +79,7 @@ async def test_everything_runs_on_postgresql_15(postgresql_15: str) -> None:
             assert len(await lease(conn, rows[0]["response_id"])) == 1
             first, *more = await pull_handoffs(conn, lane="live", limit=10, **options)
             assert len(more) == 5
-            assert await pull_suspect(conn, **options) is None
+            assert await pull_suspects(conn, slots=100, limit=100, **options) == []
             assert await bury_lost(conn, lease_seconds=LEASE_SECONDS) == []
             await renew_leases(conn, [(first["handoff_id"], first["lease_token"])], lease_seconds=60)
             for let_go, held in zip(
@@ -100,7 +100,15 @@ async def test_everything_runs_on_postgresql_15(postgresql_15: str) -> None:
             assert await overdue(conn, lease_seconds=LEASE_SECONDS, overdue_seconds=0) == {"live", "bulk"}
             assert await revive_missed(conn) == (0, 0)
             await report_worker(
-                conn, worker_id=uuid4(), host="h", pid=1, version="1", slots=1, free_slots=1, note=None
+                conn,
+                worker_id=uuid4(),
+                host="h",
+                pid=1,
+                version="1",
+                slots=1,
+                free_slots=1,
+                note=None,
+                provider={"name": "p"},
             )
             assert len(await list_workers(conn)) == 1
             assert (await handoff_statistics(conn))["unpublished"] == 1

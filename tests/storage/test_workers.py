@@ -22,6 +22,7 @@ async def report(conn: AsyncConnection, **changes: Any) -> UUID:
         "slots": 100,
         "free_slots": 100,
         "note": None,
+        "provider": None,
     } | changes
     await report_worker(conn, **given)
     return UUID(str(given["worker_id"]))
@@ -39,7 +40,8 @@ async def silence(conn: AsyncConnection, worker_id: UUID, seconds: float) -> Non
 
 async def test_a_worker_reports_that_it_runs(conn: AsyncConnection) -> None:
     """What it reports can be read, with the time since."""
-    worker_id = await report(conn, free_slots=40, note="the breaker is open")
+    provider = {"name": "openai/a-model", "breaker": "closed"}
+    worker_id = await report(conn, free_slots=40, note="the breaker is open", provider=provider)
 
     [listed] = await list_workers(conn)
 
@@ -53,7 +55,30 @@ async def test_a_worker_reports_that_it_runs(conn: AsyncConnection) -> None:
         "slots": 100,
         "free_slots": 40,
         "note": "the breaker is open",
+        "provider": provider,
     }
+
+
+async def test_a_report_tells_how_many_share_the_provider(conn: AsyncConnection) -> None:
+    """Counted are those that run and ask the same provider, the reporting one included."""
+    mine = {"name": "openai/a-model"}
+    silent = await report(conn, provider=mine)
+    await silence(conn, silent, ALIVE_SECONDS + 1)
+    await report(conn, provider={"name": "anthropic/another"})
+    await report(conn, provider=None)
+    worker_id = await report(conn, provider=mine)
+
+    given: dict[str, Any] = {
+        "host": "here",
+        "pid": 1,
+        "version": "1",
+        "slots": 1,
+        "free_slots": 1,
+        "note": None,
+    }
+    assert await report_worker(conn, worker_id=uuid4(), provider=mine, **given) == 2
+    assert await report_worker(conn, worker_id=worker_id, provider=mine, **given) == 2
+    assert await report_worker(conn, worker_id=uuid4(), provider=None, **given) == 1
 
 
 async def test_the_next_report_replaces_the_last(conn: AsyncConnection) -> None:

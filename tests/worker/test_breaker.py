@@ -14,6 +14,7 @@ from worker.breaker import (
     FIRST_PAUSE_SECONDS,
     LONGEST_PAUSE_SECONDS,
     OPENS_AFTER_ANSWERS,
+    PROBE_PATIENCE_SECONDS,
     RETRY_AFTER_CAP_SECONDS,
     Breaker,
 )
@@ -81,7 +82,7 @@ def test_a_success_in_between_starts_the_count_anew(clock: Clock) -> None:
 
 
 def test_only_one_probe_goes_out(clock: Clock) -> None:
-    """After the pause one answer may go, and no second one until the first has come back."""
+    """After the pause one answer may go, and no second one while the first is waited for."""
     breaker = opened(clock)
     clock.now += FIRST_PAUSE_SECONDS
 
@@ -89,7 +90,23 @@ def test_only_one_probe_goes_out(clock: Clock) -> None:
     assert breaker.allowance(0) == 0
     breaker.started(7)
     assert breaker.allowance(100) == 0
-    assert breaker.seconds_until_probe() is None
+
+
+def test_a_probe_that_hangs_makes_way(clock: Clock) -> None:
+    """A provider that never answers must not hide its own recovery until the call's time-out."""
+    breaker = opened(clock)
+    clock.now += FIRST_PAUSE_SECONDS
+    breaker.started(7)
+    assert breaker.seconds_until_probe() == PROBE_PATIENCE_SECONDS
+    clock.now += PROBE_PATIENCE_SECONDS
+
+    assert breaker.allowance(100) == 1
+    breaker.started(8)
+    breaker.failed(7, "time-out")
+    assert breaker.allowance(100) == 0
+    breaker.succeeded(8)
+
+    assert breaker.allowance(100) == 100
 
 
 def test_full_speed_at_once(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
@@ -110,13 +127,76 @@ def test_a_straggler_s_success_closes_it_too(clock: Clock) -> None:
     """Whoever brings it: an answer that was with the provider before the trouble counts."""
     breaker = opened(clock)
 
-    breaker.succeeded()
+    breaker.succeeded(99)
 
     assert breaker.allowance(100) == 100
 
 
+def test_a_pause_that_was_asked_for_is_kept(clock: Clock) -> None:
+    """A provider that said when to come back meant everybody: what it still serves of the old does not shorten it."""
+    breaker = opened(clock, retry_after_seconds=20)
+
+    breaker.succeeded(99)
+    assert breaker.allowance(100) == 0
+    clock.now += 20
+    breaker.started(7)
+    breaker.succeeded(7)
+
+    assert breaker.allowance(100) == 100
+
+
+def test_shared_it_probes_with_leave_only(clock: Clock) -> None:
+    """Of all who share it one probes at a time; a leave that is not used soon is void."""
+    breaker = Breaker(clock)
+    breaker.share("503", 2.0, asked_to_wait=False)
+
+    assert (breaker.allowance(100), breaker.awaits_leave) == (0, True)
+    breaker.give_leave()
+    assert (breaker.allowance(100), breaker.awaits_leave) == (1, False)
+    clock.now += PROBE_PATIENCE_SECONDS
+    assert (breaker.allowance(100), breaker.awaits_leave) == (0, True)
+    breaker.give_leave()
+    breaker.started(7)
+    assert breaker.allowance(100) == 0
+    breaker.failed(7, "503")
+    assert breaker.pause_seconds == 4.0
+
+
+def test_nobody_can_keep_the_leave_for_ever(clock: Clock) -> None:
+    """Whoever can write to Redis can slow the probes down, and not stop them."""
+    breaker = Breaker(clock)
+    breaker.share("forged", 6.0, asked_to_wait=True)
+
+    clock.now += RETRY_AFTER_CAP_SECONDS
+
+    assert breaker.allowance(100) == 1
+
+
+def test_alone_it_probes_by_itself(clock: Clock) -> None:
+    """Without Redis nobody can give leave."""
+    breaker = Breaker(clock)
+    breaker.share("503", 2.0, asked_to_wait=False)
+
+    breaker.go_alone()
+
+    assert breaker.allowance(100) == 1
+
+
+def test_others_close_it(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """One worker's success is everybody's."""
+    caplog.set_level(logging.INFO)
+    breaker = Breaker(clock)
+    breaker.share("503", 2.0, asked_to_wait=False)
+
+    breaker.close_with_others()
+    breaker.close_with_others()
+
+    assert breaker.allowance(100) == 100
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
 def test_a_failed_probe_doubles_the_pause_up_to_its_cap(clock: Clock) -> None:
-    """1, 2, 4, 8, 8 seconds, each a little shorter by chance; recovery is noticed within ten seconds."""
+    """1, 2, 4, 6, 6 seconds, each a little shorter by chance; recovery is noticed within ten seconds."""
     breaker = opened(clock)
     expected = FIRST_PAUSE_SECONDS
     for _ in range(6):
@@ -185,7 +265,7 @@ class BreakerMachine(RuleBasedStateMachine):
         self.clock = Clock()
         self.breaker = Breaker(self.clock)
         self.troubled: set[int] = set()
-        self.probes: set[int] = set()
+        self.probes: dict[int, float] = {}
         self.next_id = 0
 
     @rule(seconds=st.floats(min_value=0, max_value=20))
@@ -197,8 +277,7 @@ class BreakerMachine(RuleBasedStateMachine):
     def start(self) -> None:
         self.next_id += 1
         if self.breaker.is_open:
-            assert not self.probes, "a second probe"
-            self.probes.add(self.next_id)
+            self.probes[self.next_id] = self.clock.now
         self.breaker.started(self.next_id)
 
     @rule(handoff_id=st.integers(min_value=-8, max_value=-1), retry_after=st.none() | st.floats(0, 1e6))
@@ -209,38 +288,58 @@ class BreakerMachine(RuleBasedStateMachine):
         assert self.breaker.is_open == (was_open or len(self.troubled) >= OPENS_AFTER_ANSWERS)
 
     @precondition(lambda self: self.probes)
-    @rule()
-    def probe_fails(self) -> None:
-        probe = self.probes.pop()
+    @rule(data=st.data())
+    def probe_fails(self, data: st.DataObject) -> None:
+        probe = data.draw(st.sampled_from(sorted(self.probes)))
+        del self.probes[probe]
         self.troubled.add(probe)
         self.breaker.failed(probe, "503")
         assert self.breaker.allowance(8) == 0
 
     @precondition(lambda self: self.probes)
-    @rule()
-    def probe_is_given_up(self) -> None:
-        self.breaker.abandoned(self.probes.pop())
+    @rule(data=st.data())
+    def probe_is_given_up(self, data: st.DataObject) -> None:
+        probe = data.draw(st.sampled_from(sorted(self.probes)))
+        del self.probes[probe]
+        self.breaker.abandoned(probe)
+
+    @precondition(lambda self: self.probes)
+    @rule(data=st.data())
+    def probe_succeeds(self, data: st.DataObject) -> None:
+        self.breaker.succeeded(data.draw(st.sampled_from(sorted(self.probes))))
+        self._closed()
 
     @rule()
-    def succeed(self) -> None:
+    def a_straggler_succeeds(self) -> None:
+        waits = self.breaker.asked_to_wait
+        self.breaker.succeeded(0)
+        if waits:
+            assert self.breaker.is_open
+        else:
+            self._closed()
+
+    def _closed(self) -> None:
         self.troubled.clear()
         self.probes.clear()
-        self.breaker.succeeded()
         assert self.breaker.allowance(8) == 8
 
     @invariant()
     def it_always_comes_back(self) -> None:
-        """Open, it either waits for its probe or knows when to send one, in bounded time."""
+        """Open, it knows when to send the next probe, in bounded time, whatever became of the last."""
         pause = self.breaker.seconds_until_probe()
         if not self.breaker.is_open:
             assert pause is None
             assert self.breaker.allowance(8) == 8
-        elif self.probes:
-            assert self.breaker.allowance(8) == 0
         else:
             assert pause is not None
             assert 0 <= pause <= RETRY_AFTER_CAP_SECONDS
             assert self.breaker.allowance(8) == (0 if pause else 1)
+
+    @invariant()
+    def probes_are_few(self) -> None:
+        """However long the provider hangs, one probe is sent within one patience."""
+        lately = [at for at in self.probes.values() if at > self.clock.now - PROBE_PATIENCE_SECONDS]
+        assert len(lately) <= 1
 
 
 BreakerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

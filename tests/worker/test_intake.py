@@ -201,57 +201,6 @@ async def test_a_single_slot_serves_bulk_too(
         await eventually(lambda: scored_once(engine, ids))
 
 
-async def test_a_suspect_is_scored_with_nothing_else_in_hand(
-    make_runtime: Callable[..., Runtime], engine: AsyncEngine, scorer: ScriptedScorer
-) -> None:
-    """What may kill a worker waits until everything else is written, and nothing is taken meanwhile."""
-    runtime = make_runtime()
-    ids = await submit_answers(engine, 4)
-    suspect = ids.pop()
-    await change(engine, suspect, lease_losses=3)
-    together: list[set[int]] = []
-
-    async def watch(answer: Answer) -> Score:
-        if answer.response_id == suspect:
-            together.append(set(scorer.running))
-            assert runtime.intake.allowance == 0
-            assert not runtime.intake.wants_messages
-            assert [number for number, _ in runtime.pool.renewable()] == [handoff_id]
-        return good_score()
-
-    handoff_id = (await read_handoffs(engine))[suspect]["handoff_id"]
-    scorer.behaviour = watch
-    scorer.hold()
-    async with in_background(runtime.settler.run(), runtime.intake.run()):
-        await runtime.intake.take([*ids, suspect])
-        runtime.intake.more("suspect")
-        await eventually(lambda: runtime.intake.note == "scoring a suspicious answer alone")
-        assert scorer.running == set(ids)
-        assert await runtime.intake.take(ids) == 0
-        scorer.let_go()
-        await eventually(lambda: scored_once(engine, [*ids, suspect]))
-        await eventually(lambda: runtime.intake.allowance == SLOTS)
-
-    assert together == [{suspect}]
-
-
-async def test_ten_losses_bury(
-    make_runtime: Callable[..., Runtime], engine: AsyncEngine, caplog: pytest.LogCaptureFixture
-) -> None:
-    """What stopped its worker ten times is not tried an eleventh time; a person is told."""
-    runtime = make_runtime()
-    [response_id] = await submit_answers(engine, 1)
-    await change(engine, response_id, lease_losses=10)
-
-    async with in_background(runtime.settler.run(), runtime.intake.run()):
-        runtime.intake.more("suspect")
-        await eventually(lambda: caplog.records)
-
-    assert caplog.records[0].levelname == "ERROR"
-    row = (await read_handoffs(engine))[response_id]
-    assert (row["state"], row["attempts"]) == ("dead", 0)
-
-
 async def test_a_cancelled_job_loses_no_lease(
     runtime: Runtime, engine: AsyncEngine, scorer: ScriptedScorer
 ) -> None:
@@ -344,7 +293,7 @@ async def test_a_probe_is_sent_when_its_time_comes(
     """Nobody rings, nothing ends: the pause of the breaker alone brings the intake back."""
     monkeypatch.setattr("worker.breaker.FIRST_PAUSE_SECONDS", 0.05)
     runtime = make_runtime()
-    runtime.breaker._pause_seconds = 0.05
+    runtime.breaker.pause_seconds = 0.05
     trouble = True
 
     async def behave(_: Answer) -> Score:
@@ -453,21 +402,3 @@ async def test_others_leases_are_left_alone(
 
     await eventually(lambda: scorer.started)
     assert set(scorer.started) == {due}
-
-
-async def test_a_forged_call_for_a_suspect_holds_up_nobody(
-    make_runtime: Callable[..., Runtime], engine: AsyncEngine, scorer: ScriptedScorer
-) -> None:
-    """Whoever can write to Redis can ask for a suspect; where there is none, other answers go on being taken."""
-    runtime = make_runtime()
-    [busy, fresh] = await submit_answers(engine, 2)
-    scorer.hold()
-    async with in_background(runtime.settler.run(), runtime.intake.run()):
-        await runtime.intake.take([busy])
-        runtime.intake.more("suspect")
-        await eventually(lambda: not runtime.intake._wanted_alone)
-
-        assert await runtime.intake.take([fresh]) == 1
-
-        scorer.let_go()
-        await eventually(lambda: scored_once(engine, [busy, fresh]))

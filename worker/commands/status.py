@@ -59,6 +59,9 @@ def status(*, as_json: AsJson = False) -> None:
         out.print(
             "No worker has reported lately. Answers are stored and wait: start one with `scoring worker`."
         )
+    if providers := _providers(workers):
+        columns = ("provider", "workers", "breaker", "for", "why", "rate limits a minute", "counted")
+        out.print(table("Model providers, as their workers see them", columns, providers))
     if statistics["unpublished_questions"]:
         shown = [
             [each["module_slug"], each["question_id"], each["answers"]]
@@ -68,6 +71,39 @@ def status(*, as_json: AsJson = False) -> None:
     if statistics["troubles"]:
         shown = [[each["reason"], each["answers"], each["last_at"]] for each in statistics["troubles"]]
         out.print(table("Why answers had to wait lately", ("reason", "answers", "last, UTC"), shown))
+
+
+def _providers(workers: list[dict[str, Any]]) -> list[list[Any]]:
+    """One row a provider: open as soon as one worker says so."""
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for worker in workers:
+        if worker["provider"]:
+            by_name.setdefault(worker["provider"]["name"], []).append(worker["provider"])
+    return [_provider(name, seen) for name, seen in sorted(by_name.items())]
+
+
+def _provider(name: str, seen: list[dict[str, Any]]) -> list[Any]:
+    is_open = [each for each in seen if each["breaker"] == "open"]
+    state = f"open for {len(is_open)} of {len(seen)}" if is_open else "closed"
+    since = max((each["open_seconds"] for each in is_open), default=None)
+    limits = next((each["rate_limits"] for each in seen if each["rate_limits"]), None) or {}
+    per_minute = [
+        f"{limits[f'{unit}_per_minute']:,} {unit}"
+        for unit in ("requests", "tokens")
+        if f"{unit}_per_minute" in limits
+    ]
+    counted = (
+        None if not limits else "for all workers" if limits["shared"] else "each its share: Redis is away"
+    )
+    return [
+        name,
+        len(seen),
+        state,
+        None if since is None else _seconds(since),
+        is_open[0]["reason"] if is_open else None,
+        ", ".join(per_minute) or None,
+        counted,
+    ]
 
 
 def _seconds(value: float | None) -> str:

@@ -1,0 +1,77 @@
+"""The bulk lane leaves slots, processor time and the provider's permits to live answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.producers.waiting import eventually, settled
+from tests.worker.scripted import ScriptedScorer, in_background, scored_once, submit_answers
+from worker.intake import BULK_PIECE
+from worker.pace import Pace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from worker.runtime import Runtime
+
+pytestmark = pytest.mark.commits
+
+
+class Busy(Pace):
+    """A thread that is busy until it is told otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+        self.is_busy = True
+        self.pieces = 0
+
+    def pause_seconds(self) -> float:
+        return 0.01 if self.is_busy and self.pieces else 0.0
+
+    def begin(self) -> None:
+        self.pieces += 1
+
+
+async def test_bulk_comes_in_pieces(
+    make_runtime: Callable[..., Runtime], engine: AsyncEngine, scorer: ScriptedScorer
+) -> None:
+    """However many slots are free, one piece at a time: between two of them a live answer gets its turn."""
+    runtime = make_runtime(slots=200)
+    runtime.intake._bulk_pace = busy = Busy()
+    scorer.hold()
+    ids = await submit_answers(engine, 5 * BULK_PIECE, lane="bulk")
+    async with in_background(runtime.settler.run(), runtime.intake.run()):
+        runtime.intake.more("bulk")
+        await eventually(lambda: len(scorer.running) == BULK_PIECE)
+        for _ in range(5):
+            runtime.intake.changed()
+            await settled()
+        assert (busy.pieces, runtime.pool.in_lane("bulk")) == (1, BULK_PIECE), "the next piece waits"
+
+        [live] = await submit_answers(engine, 1)
+        assert await runtime.intake.take([live]) == 1, "and a live answer does not"
+        busy.is_busy = False
+        await eventually(lambda: len(scorer.running) == len(ids) + 1)
+        scorer.let_go()
+        await eventually(lambda: scored_once(engine, [*ids, live]))
+    assert busy.pieces >= 5
+
+
+async def test_rate_limits_hold_up_nothing_but_the_bulk_lane(
+    make_runtime: Callable[..., Runtime], engine: AsyncEngine, scorer: ScriptedScorer
+) -> None:
+    """A rescore uses up what it may of the provider's limit; the next live answer is taken all the same."""
+    runtime = make_runtime(slots=200, requests_per_minute=600)
+    scorer.hold()
+    await submit_answers(engine, 150, lane="bulk")
+    async with in_background(runtime.settler.run(), runtime.intake.run()):
+        runtime.intake.more("bulk")
+        await eventually(lambda: len(scorer.running) == 80)
+        [live] = await submit_answers(engine, 1)
+
+        assert await runtime.intake.take([live]) == 1
+        scorer.let_go()
