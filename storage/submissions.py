@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 from sqlalchemy.dialects.postgresql import JSONB
 
-from storage.errors import SubmissionKeyConflictError
+from storage.errors import StorageUnavailableError, SubmissionKeyConflictError
 from storage.keys import time_ordered_uuid
 from storage.translation import translated
 from storage.validation import Submission, checked_submission
@@ -154,6 +154,9 @@ async def submit_responses(
         rows = {row.submission_key: dict(row._mapping) for row in result}  # noqa: SLF001 - SQLAlchemy's public name
         if len(rows) < len(keys):
             rows |= await _submitted_before(conn, checked, keys)
+    if not rows.keys() >= set(keys):
+        # Erased between the two statements.
+        raise StorageUnavailableError("An earlier answer under this key is being erased; repeat the call.")
     return [rows[key] for key in keys]
 
 

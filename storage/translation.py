@@ -28,6 +28,7 @@ _BY_CONSTRAINT: dict[tuple[str, str], type[StorageError]] = {
     ("23503", "fk_assessment_responses_user"): UnknownUserError,
     ("23503", "fk_assessment_claims_user"): UnknownUserError,
     ("23503", "fk_scoring_handoffs_response"): StorageUnavailableError,  # erased while it was to be rescored
+    ("23503", "fk_assessment_scores_response"): StorageUnavailableError,  # scored while it was erased
     ("23505", "uq_assessment_responses_submission_key"): SubmissionKeyConflictError,
 }
 _BY_STATE: dict[str, type[StorageError]] = {

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from storage import claim_assessment_responses, publish_questions, submit_responses
 from storage.claims import apply_claim, request_claim
 from storage.dead import dismiss_dead, rescore_responses, retry_dead
+from storage.erasure import erase_responses
 from storage.sweeps import overdue, revive_missed
 from tests.factories import question as question_content
 from tests.factories import submission
@@ -25,7 +26,6 @@ from tests.reliability.machine import (
     USERS,
 )
 from tests.reliability.picture import Handoff, When
-from tests.reliability.students import erase_owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -249,10 +249,12 @@ class Surroundings(Leases):
         owner = data.draw(st.sampled_from(OWNERS))
 
         async def erase(conn: AsyncConnection) -> Effect:
-            ids = await erase_owner(conn, owner)
+            erased = await erase_responses(conn, **owner)
 
             def effect(replay: Replay) -> None:
-                replay.erased.update(ids)
+                gone = replay.before.responses.keys() - replay.after.responses.keys()
+                assert len(gone) == erased["assessment_responses"]
+                replay.erased.update(gone)
 
             return effect
 

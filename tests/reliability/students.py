@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
-from sqlalchemy import delete, select
+from sqlalchemy import select
 
 from storage import (
     SubmissionKeyConflictError,
@@ -19,6 +19,7 @@ from storage import (
     tables,
 )
 from storage.claims import apply_claim, claim_assessment_responses, request_claim, requested_claims
+from storage.erasure import erase_responses
 from tests.factories import question as question_content
 from tests.reliability.machine import RUBRICS, TOKENS, USERS, Machine, owners, questions
 from tests.reliability.picture import Claim, Handoff, Response, When, is_never
@@ -57,21 +58,6 @@ def moved_by(picture: Picture, *, token: str, user_id: int) -> tuple[list[Respon
     answered = picture.answered_by(user_id)
     moved = [row for row in lying if row.question not in answered]
     return moved, len(lying) - len(moved)
-
-
-async def erase_owner(conn: AsyncConnection, owner: Mapping[str, Any]) -> list[int]:
-    """Delete what somebody answered, in the order that every statement locks in: handoffs first."""
-    column, value = next(iter(owner.items()))
-    ids = list(
-        (
-            await conn.execute(
-                select(tables.responses.c.response_id).where(tables.responses.c[column] == value)
-            )
-        ).scalars()
-    )
-    for table in (tables.handoffs, tables.scores, tables.responses):
-        await conn.execute(delete(table).where(table.c.response_id.in_(ids)))
-    return ids
 
 
 class Students(Machine):
@@ -242,12 +228,22 @@ class Students(Machine):
     @precondition(lambda self: len(self.before.responses) > 4)
     @rule(owner=owners)
     def erase(self, owner: dict[str, Any]) -> None:
-        """Delete handoffs, scores and responses of somebody, in this order."""
-        ids = self.commit(lambda conn: erase_owner(conn, owner))
-        kept = {key: row for key, row in self.before.responses.items() if key not in ids}
-        scores = tuple(score for score in self.before.scores if score.response_id not in ids)
-        self.expect(gone=ids, responses=kept, scores=scores)
-        self.did("erase", len(ids))
+        """Nothing of somebody stays, and of others everything."""
+        erased = self.commit(lambda conn: erase_responses(conn, **owner))
+        name = {"user_id": "user_id", "anonymous_token": "token"}[next(iter(owner))]
+        value = next(iter(owner.values()))
+        gone = [key for key, row in self.before.responses.items() if getattr(row, name) == value]
+        kept = {key: row for key, row in self.before.responses.items() if key not in gone}
+        scores = tuple(score for score in self.before.scores if score.response_id not in gone)
+        claims = {key: row for key, row in self.before.claims.items() if getattr(row, name) != value}
+        assert erased == {
+            "assessment_claims": len(self.before.claims) - len(claims),
+            "scoring_handoffs": sum(key in gone for key in self.handoffs),
+            "assessment_scores": len(self.before.scores) - len(scores),
+            "assessment_responses": len(gone),
+        }
+        self.expect(gone=gone, responses=kept, scores=scores, claims=claims)
+        self.did("erase", len(gone))
 
     def read(self, owner: dict[str, Any]) -> None:
         """A student sees his own answers alone, each with what became of it."""

@@ -9,16 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from storage import submit_responses
-from storage.dead import list_dead
-from storage.leases import (
-    BURY_AFTER_LOSSES,
-    SUSPECT_AFTER_LOSSES,
-    bury_lost,
-    lease_handoffs,
-    pull_handoffs,
-    pull_suspect,
-    renew_leases,
-)
+from storage.leases import lease_handoffs, pull_handoffs, renew_leases
 from storage.settlements import postpone_handoffs
 from tests.factories import (
     LEASE_SECONDS,
@@ -56,15 +47,6 @@ async def pull(
 async def submitted(conn: AsyncConnection, number: int = 1) -> list[int]:
     await publish(conn)
     return [row["response_id"] for row in await submit_responses(conn, [submission()] * number)]
-
-
-async def suspected(conn: AsyncConnection, losses: int) -> int:
-    """A response whose handoff lost so many leases, the last of which has just run out."""
-    [response_id] = await submitted(conn)
-    await lease(conn, response_id)
-    await change_handoff(conn, response_id, lease_losses=losses - 1)
-    await make_overdue(conn, response_id)
-    return response_id
 
 
 async def test_a_lease_carries_all_that_scoring_needs(conn: AsyncConnection) -> None:
@@ -190,15 +172,14 @@ async def test_leasing_what_was_given_back_is_no_loss(conn: AsyncConnection) -> 
     assert again["lease_losses"] == 0
 
 
-@pytest.mark.parametrize("losses", [1, SUSPECT_AFTER_LOSSES, BURY_AFTER_LOSSES])
-async def test_an_outage_of_postgresql_expires_no_lease(conn: AsyncConnection, losses: int) -> None:
-    """Within one lease time of the server's start no lease counts as run out, by whatever way it is taken."""
-    response_id = await suspected(conn, losses)
+async def test_an_outage_of_postgresql_expires_no_lease(conn: AsyncConnection) -> None:
+    """Within one lease time of the server's start no lease counts as run out."""
+    [response_id] = await submitted(conn)
+    await lease(conn, response_id)
+    await make_overdue(conn, response_id)
 
     assert await lease(conn, response_id, lease_seconds=EVER_SECONDS) == []
     assert await pull(conn, lease_seconds=EVER_SECONDS) == []
-    assert await pull_suspect(conn, lease_token=uuid4(), lease_seconds=EVER_SECONDS) is None
-    assert await bury_lost(conn, lease_seconds=EVER_SECONDS) == []
 
 
 async def test_after_a_restart_new_answers_are_leased_at_once(conn: AsyncConnection) -> None:
@@ -207,68 +188,6 @@ async def test_after_a_restart_new_answers_are_leased_at_once(conn: AsyncConnect
 
     assert len(await lease(conn, ids[0], lease_seconds=EVER_SECONDS)) == 1
     assert await pull(conn, lease_seconds=EVER_SECONDS) == ids[1:]
-
-
-async def test_what_may_kill_workers_is_leased_alone(conn: AsyncConnection) -> None:
-    """From the third loss on neither a message nor a pull takes it, only somebody who asks for such a one."""
-    innocent = await suspected(conn, SUSPECT_AFTER_LOSSES - 1)
-    first = await suspected(conn, SUSPECT_AFTER_LOSSES)
-    second = await suspected(conn, BURY_AFTER_LOSSES - 1)
-    await change_handoff(conn, first, due_at=text("statement_timestamp() - interval '1 hour'"))
-
-    leases = await lease(conn, innocent, first, second, lease_seconds=SHORT_LEASE_SECONDS)
-    assert [(held["response_id"], held["lease_losses"]) for held in leases] == [
-        (innocent, SUSPECT_AFTER_LOSSES - 1)
-    ]
-    assert await pull(conn, lease_seconds=SHORT_LEASE_SECONDS) == []
-
-    alone = [
-        await pull_suspect(conn, lease_token=uuid4(), lease_seconds=LEASE_SECONDS / 1e6) for _ in range(2)
-    ]
-    assert [held and (held["response_id"], held["lease_losses"]) for held in alone] == [
-        (first, SUSPECT_AFTER_LOSSES),
-        (second, BURY_AFTER_LOSSES - 1),
-    ]
-
-
-async def test_a_suspect_stays_one_after_a_release(conn: AsyncConnection) -> None:
-    """A postponement clears no suspicion: only a score, or a person, does."""
-    response_id = await suspected(conn, SUSPECT_AFTER_LOSSES)
-    held = await pull_suspect(conn, lease_token=uuid4(), lease_seconds=SHORT_LEASE_SECONDS)
-    assert held is not None
-    await postpone_handoffs(conn, [release(held)])
-
-    assert await lease(conn, response_id) == []
-    again = await pull_suspect(conn, lease_token=uuid4(), lease_seconds=LEASE_SECONDS)
-    assert again is not None
-    assert again["lease_losses"] == SUSPECT_AFTER_LOSSES
-
-
-async def test_nothing_is_suspected_without_a_reason(conn: AsyncConnection) -> None:
-    """Fresh, leased and twice lost answers are no suspects."""
-    ids = await submitted(conn, 2)
-    await lease(conn, ids[0])
-    await suspected(conn, SUSPECT_AFTER_LOSSES - 1)
-
-    assert await pull_suspect(conn, lease_token=uuid4(), lease_seconds=SHORT_LEASE_SECONDS) is None
-
-
-async def test_ten_losses_bury_an_answer(conn: AsyncConnection) -> None:
-    """It is dead with a reason, no attempt is used up, and nine losses are not enough."""
-    spared = await suspected(conn, BURY_AFTER_LOSSES - 1)
-    lost = await suspected(conn, BURY_AFTER_LOSSES)
-
-    assert await pull_suspect(conn, lease_token=uuid4(), lease_seconds=SHORT_LEASE_SECONDS) is not None
-    assert await pull_suspect(conn, lease_token=uuid4(), lease_seconds=SHORT_LEASE_SECONDS) is None
-    buried = await bury_lost(conn, lease_seconds=SHORT_LEASE_SECONDS)
-
-    assert [row["response_id"] for row in buried] == [lost]
-    [dead] = await list_dead(conn)
-    assert (dead["response_id"], dead["attempts"], dead["lease_losses"]) == (lost, 0, BURY_AFTER_LOSSES)
-    assert "10 times" in dead["last_error"]
-    handoff = await handoff_of(conn, spared)
-    assert handoff is not None
-    assert handoff["state"] == "open"
 
 
 async def test_a_renewed_lease_lasts_from_now_on(conn: AsyncConnection) -> None:

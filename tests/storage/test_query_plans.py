@@ -23,7 +23,7 @@ from storage import (
 )
 from storage.claims import requested_claims
 from storage.dead import dismiss_dead, list_dead, rescore_responses, retry_dead
-from storage.leases import bury_lost, lease_handoffs, pull_handoffs, pull_suspect, renew_leases
+from storage.leases import bury_lost, lease_handoffs, pull_handoffs, pull_suspects, renew_leases
 from storage.settlements import postpone_handoffs, settle_handoffs
 from storage.sweeps import overdue, revive_missed
 from tests.databases import raw_connection, temporary_database, upgrade
@@ -263,7 +263,7 @@ HOT: dict[str, tuple[Any, set[str]]] = {
     ),
     "pull live": (partial(pull_handoffs, lane="live", limit=50, **LEASE), {DUE, HANDOFF, RESPONSE}),
     "pull bulk": (partial(pull_handoffs, lane="bulk", limit=50, **LEASE), {DUE, HANDOFF, RESPONSE}),
-    "pull suspect": (partial(pull_suspect, **LEASE), {SUSPECT, HANDOFF, RESPONSE}),
+    "pull suspects": (partial(pull_suspects, slots=100, limit=25, **LEASE), {SUSPECT, HANDOFF, RESPONSE}),
     "bury lost": (partial(bury_lost, lease_seconds=LEASE_SECONDS), {SUSPECT, HANDOFF}),
     "renew": (renew, {HANDOFF}),
     "settle": (settle, {HANDOFF}),
@@ -302,3 +302,30 @@ async def test_a_hot_statement_uses_its_indexes(conn: AsyncConnection, name: str
             assert not scanned & LARGE, f"{sent.statement}\n{json.dumps(plan[0], indent=1)}"
 
     assert expected <= used
+
+
+async def test_a_backlog_of_suspects_costs_a_group_little(conn: AsyncConnection) -> None:
+    """A group reads its own rows and the oldest, not the thousands that wait behind them, statistics or not."""
+    changed = await conn.execute(
+        text(
+            f"{NOT_OURS} UPDATE scoring_handoffs SET lease_losses = 3"
+            " WHERE state = 'open' AND lease_token IS NULL AND question_digest IS NOT NULL AND due_at <= now()"
+        )
+    )
+    assert changed.rowcount == 9000
+
+    for known in (False, True):
+        if known:
+            await conn.execute(text(f"{NOT_OURS} ANALYZE scoring_handoffs"))
+        [sent] = await sent_by(conn, partial(pull_suspects, slots=100, limit=25, **LEASE))
+        savepoint = await conn.begin_nested()
+        explained = await conn.exec_driver_sql(
+            f"EXPLAIN (ANALYZE, FORMAT JSON) {sent.statement}", tuple(sent.parameters)
+        )
+        plan = list(nodes(explained.scalar_one()))
+        await savepoint.rollback()
+
+        reads = [node for node in plan if node.get("Index Name") == SUSPECT]
+        assert sorted(node["Actual Rows"] for node in reads) == [1, 25]
+        assert all(node.get("Rows Removed by Filter", 0) == 0 for node in reads)
+        assert not reads_of(plan)[1] & LARGE

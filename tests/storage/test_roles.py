@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -19,7 +18,7 @@ from storage import (
 from storage.claims import apply_claim, request_claim, requested_claims
 from storage.dead import dismiss_dead, list_dead, rescore_responses, retry_dead
 from storage.errors import AccessDeniedError
-from storage.leases import bury_lost, pull_handoffs, pull_suspect, renew_leases
+from storage.leases import bury_lost, pull_handoffs, pull_suspects, renew_leases
 from storage.questions import get_questions
 from storage.roles import PRIVILEGES, grant_roles, grant_statements
 from storage.schema import schema_revision
@@ -33,7 +32,6 @@ from storage.settlements import (
 from storage.statistics import handoff_statistics
 from storage.sweeps import overdue, revive_missed
 from storage.tables import OWN_TABLES
-from storage.translation import translated
 from storage.verification import verify_settlement, verify_timeliness
 from storage.workers import list_workers, remove_worker, report_worker
 from tests.factories import (
@@ -50,14 +48,10 @@ from tests.factories import (
     submit,
     token,
 )
+from tests.storage.acting import ROLES, acting_as, perform
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from sqlalchemy.ext.asyncio import AsyncConnection
-
-# Roles belong to the whole server: these names are ours, and their creation is rolled back.
-ROLES = {part: f"scoring_test_{part}_{uuid4().hex[:8]}" for part in PRIVILEGES}
 
 
 @pytest.fixture
@@ -65,20 +59,6 @@ async def granted(conn: AsyncConnection) -> AsyncConnection:
     """The three roles exist and have what `scoring grant` gives them."""
     await grant_roles(conn, ROLES)
     return conn
-
-
-@asynccontextmanager
-async def acting_as(conn: AsyncConnection, part: str) -> AsyncIterator[AsyncConnection]:
-    """Everything inside is done by that role, and by nobody's superuser rights; a refusal undoes the block."""
-    async with conn.begin_nested():
-        await conn.execute(text(f"SET LOCAL ROLE {ROLES[part]}"))
-        yield conn
-        await conn.execute(text("RESET ROLE"))
-
-
-async def perform(conn: AsyncConnection, statement: str) -> None:
-    with translated():
-        await conn.execute(text(statement.replace(":", r"\:")))
 
 
 async def prepared(conn: AsyncConnection) -> tuple[int, int, str]:
@@ -129,7 +109,7 @@ async def test_all_that_a_worker_does(granted: AsyncConnection) -> None:
     async with acting_as(granted, "worker") as worker:
         assert len(await lease(worker, waiting)) == 1
         options: dict[str, Any] = {"lease_token": uuid4(), "lease_seconds": LEASE_SECONDS}
-        assert await pull_suspect(worker, **options) is not None
+        assert len(await pull_suspects(worker, slots=4, limit=4, **options)) == 1
         assert len(await bury_lost(worker, lease_seconds=SHORT_LEASE_SECONDS)) == 1
         assert await revive_missed(worker) == (1, 0)
         leases = await pull_handoffs(worker, lane="live", limit=10, **options)
@@ -152,7 +132,15 @@ async def test_all_that_a_worker_does(granted: AsyncConnection) -> None:
         worker_id = uuid4()
         for _ in range(2):
             await report_worker(
-                worker, worker_id=worker_id, host="h", pid=1, version="1", slots=1, free_slots=1, note=None
+                worker,
+                worker_id=worker_id,
+                host="h",
+                pid=1,
+                version="1",
+                slots=1,
+                free_slots=1,
+                note=None,
+                provider={"name": "n"},
             )
         assert len(await list_workers(worker)) == 1
         await remove_worker(worker, worker_id=worker_id)
