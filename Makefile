@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo servers test lint format lock clean
+.PHONY: help install demo servers test chaos bench lint format lock clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -27,6 +27,12 @@ servers: $(STAMP) ## Run PostgreSQL and Valkey until Ctrl-C, for trying things o
 
 test: $(STAMP) ## Run the whole test suite against real servers, with branch coverage
 	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
+chaos: $(STAMP) ## Break everything at random for SECONDS=120 (and SEED=...), then audit every answer
+	@$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),120) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+bench: $(STAMP) ## Measure on this machine; ONLY=lanes or ONLY=churn for one part
+	@$(BIN)/python -m benchmarks $(ONLY)
 
 lint: $(STAMP) ## Check style, types, import contracts, dead code and dependencies
 	$(BIN)/ruff check .

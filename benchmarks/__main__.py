@@ -12,18 +12,22 @@ from typing import TYPE_CHECKING
 from benchmarks import churn, lanes
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
+    from typing import Any
 
     from benchmarks.figures import Figures
 
-PARTS: dict[str, Callable[[], Awaitable[Figures]]] = {"lanes": lanes.measure, "churn": churn.measure}
+PARTS: dict[str, Callable[[], Coroutine[Any, Any, Figures]]] = {
+    "lanes": lanes.measure,
+    "churn": churn.measure,
+}
 RESULTS = Path(__file__).parent / "results.json"
 
 
 def main() -> None:
     """Run the parts that were asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="which parts; all by default")
+    parser.add_argument("parts", nargs="*", choices=PARTS, help="which parts; all by default")
     chosen = parser.parse_args().parts or list(PARTS)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in chosen:

@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
@@ -37,7 +37,7 @@ SLOTS = 200
 # A model that takes its time, and none at all: then the machine itself is the limit.
 SCORER_SECONDS = (1.0, 0.0)
 QUESTION = {"module_slug": "bench", "question_id": "q", "question_text": "Why?", "rubric": "Because."}
-ANSWER = {"module_slug": "bench", "question_id": "q", "answer_text": "word " * 120}
+ANSWER: dict[str, Any] = {"module_slug": "bench", "question_id": "q", "answer_text": "word " * 120}
 
 # As if all of them had been scored.
 _SCORED = text("""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -180,6 +181,15 @@ class Intake:
             self._more.add(lane)
         self._changed.set()
 
+    def rung_for(self, lane: str) -> None:
+        """A bell asks for this lane: pull as soon as there is room; without any, ring on for who has some.
+
+        A message is read while there is room, and another one may have filled it meanwhile.
+        """
+        if lane == "live" and self.allowance == 0:
+            self._ring(Drain(lane="live"))
+        self.more(lane)
+
     async def run(self) -> None:
         """Pull for ever, whenever more is known and there is room."""
         while True:
@@ -348,15 +358,19 @@ class Intake:
             granted = await self._rate_limits.acquire(room, lane=lane, certain=certain)
             if granted == 0:  # and it is not worth a statement
                 return 0
+            asked_at = time.monotonic()
             with translated():
                 async with single_statements(self._engine) as conn:
                     leases = [Lease.from_row(row) for row in await statement(conn, granted)]
                 questions = await self._questions.get(lease.question_digest for lease in leases)
             self._reserved -= room
             room = 0
-            for lease in leases:
-                self._pool.start(lease, questions[lease.question_digest])
-                started.add(lease.handoff_id)
+            # A lease that comes after its time, because this process was frozen, is not begun with: whoever took over
+            # may have paid already.
+            if time.monotonic() - asked_at < self._lease_seconds:
+                for lease in leases:
+                    self._pool.start(lease, questions[lease.question_digest])
+                    started.add(lease.handoff_id)
         finally:
             self._reserved -= room
             self._rate_limits.used(granted, len(started), certain=certain)

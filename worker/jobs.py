@@ -55,7 +55,7 @@ async def drain(ctx: dict[str, Any], *arguments: Any) -> None:
     """Remember that a lane holds more; the intake pulls when it has room."""
     runtime: Runtime = ctx["runtime"]
     if payload := _read(Drain, arguments):
-        runtime.intake.more(payload.lane)
+        runtime.intake.rung_for(payload.lane)
 
 
 async def claim_responses(ctx: dict[str, Any], *arguments: Any) -> None:

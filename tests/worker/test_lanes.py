@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from producers.contract import Drain
+from storage.leases import lease_handoffs
+from storage.settlements import Settlement, settle_handoffs
 from tests.producers.waiting import eventually, settled
 from tests.worker.scripted import ScriptedScorer, in_background, scored_once, submit_answers
 from worker.intake import BULK_PIECE
@@ -14,7 +18,7 @@ from worker.pace import Pace
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from worker.runtime import Runtime
 
@@ -75,3 +79,48 @@ async def test_rate_limits_hold_up_nothing_but_the_bulk_lane(
 
         assert await runtime.intake.take([live]) == 1
         scorer.let_go()
+
+
+async def test_a_bell_that_finds_no_room_rings_on(
+    runtime: Runtime, engine: AsyncEngine, scorer: ScriptedScorer
+) -> None:
+    """A full worker that has read the bell must not be the only one that heard it."""
+    rung: list[Drain] = []
+    runtime.intake._ring = rung.append
+    scorer.hold()
+    runtime.intake.rung_for("live")
+    assert rung == []
+    await runtime.intake.take(await submit_answers(engine, runtime.pool.slots))
+
+    runtime.intake.rung_for("live")
+    runtime.intake.rung_for("bulk")
+
+    assert rung == [Drain(lane="live")]
+    scorer.let_go()
+
+
+async def test_a_lease_that_comes_after_its_time_is_not_begun_with(
+    make_runtime: Callable[..., Runtime],
+    engine: AsyncEngine,
+    scorer: ScriptedScorer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Frozen between its lease and its first step, a worker wakes up when others have scored and paid."""
+    runtime = make_runtime(lease_seconds=1)
+    [response_id] = await submit_answers(engine, 1)
+
+    async def frozen(conn: AsyncConnection, **given: Any) -> list[dict[str, Any]]:
+        rows = await lease_handoffs(conn, **given)
+        async with engine.begin() as other:
+            score = Settlement(rows[0]["handoff_id"], "another worker", "1", {"overall_score": 1.0})
+            await settle_handoffs(other, [score])
+        monkeypatch.setattr("worker.intake.time.monotonic", lambda now=time.monotonic: now() + 2)
+        return rows
+
+    monkeypatch.setattr("worker.intake.lease_handoffs", frozen)
+    async with in_background(runtime.settler.run()):
+        await runtime.intake.take([response_id])
+        await eventually(lambda: runtime.pool.holds_nothing)
+
+    assert not scorer.started
+    assert await scored_once(engine, [response_id])
