@@ -250,7 +250,7 @@ end:
 #endif
         :: else
         fi }
-    /* storage.leases._PULL_SUSPECT */
+    /* storage.leases._PULL_SUSPECTS: a worker of the model has one slot, so its groups are of one. */
     :: atomic { !busy && drain_suspect ->
         drain_suspect = false;
         if

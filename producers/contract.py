@@ -57,7 +57,7 @@ class ScoreResponses(_Payload):
 
 
 class Drain(_Payload):
-    """Something in this lane is overdue; ``suspect`` asks to score one suspicious answer alone."""
+    """Something in this lane is overdue; ``suspect`` asks to score a group of suspicious answers by themselves."""
 
     lane: Lane
 

@@ -72,8 +72,8 @@ async def overdue(conn: AsyncConnection, *, lease_seconds: float, overdue_second
         overdue_seconds: How long "a while" is, seconds.
 
     Returns:
-        Of ``live`` and ``bulk``, the lanes with overdue handoffs; ``suspect`` where one waits to be scored
-        alone; ``lost`` where one has lost too many leases. Empty where another worker is asking just now.
+        Of ``live`` and ``bulk``, the lanes with overdue handoffs; ``suspect`` where some wait to be scored
+        among their like; ``lost`` where one has lost too many leases. Empty where another worker is asking just now.
     """
     given = {"key": _SWEEP_LOCK, "lease_seconds": lease_seconds, "overdue_seconds": overdue_seconds}
     with translated():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from storage.errors import (
@@ -95,14 +95,34 @@ def _by_state(state: str, constraint: str) -> StorageError | None:
     return by_state() if by_state else None
 
 
+def _forget_values(exc: BaseException | None) -> None:
+    """Take what was to be stored out of a driver's error and its causes: whoever logs the error prints all of them.
+
+    PostgreSQL's DETAIL shows the whole row that breaks a constraint, and where the caller's engine is not one of ours,
+    SQLAlchemy shows every parameter.
+    """
+    while exc is not None:
+        if isinstance(exc, StatementError):
+            exc.hide_parameters = True
+        if getattr(exc, "detail", None):  # asyncpg's own
+            exc.detail = None  # type: ignore[attr-defined]
+        if exc.args and isinstance(exc.args[0], str):
+            exc.args = (exc.args[0].partition("\nDETAIL:")[0], *exc.args[1:])
+        exc = exc.__cause__ or exc.__context__
+
+
 @contextmanager
 def translated() -> Iterator[None]:
-    """Run a block; what the driver raises in it leaves as an error of ours, where there is one that fits."""
+    """Run a block; what the driver raises in it leaves as an error of ours, where there is one that fits.
+
+    Neither that error nor its causes show anything of what was to be stored.
+    """
     try:
         yield
     except StorageError:
         raise
     except (DBAPIError, PoolTimeoutError, OSError, TimeoutError) as exc:
+        _forget_values(exc)
         error = translate(exc)
         if error is None:
             raise

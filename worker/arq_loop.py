@@ -11,18 +11,19 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import socket
 from typing import TYPE_CHECKING, Any
 
 from arq.connections import ArqRedis
-from arq.constants import job_key_prefix
+from arq.constants import job_key_prefix, retry_key_prefix
 from arq.worker import Worker
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from producers.bell import connect
-from producers.contract import QUEUE_NAME, WAKE_CHANNEL, deserialize, serialize
+from producers.contract import DRAIN, QUEUE_NAME, WAKE_CHANNEL, deserialize, serialize
 from worker.ending import end, undisturbed
 from worker.jobs import JOB_TIMEOUT_SECONDS, functions
 from worker.outage import Outage
@@ -38,9 +39,12 @@ logger = logging.getLogger(__name__)
 # Messages that are run at the same time. Each is over in milliseconds, and arq walks over all of them at
 # every poll: few are enough.
 MAX_JOBS = 8
-# Ours have about 40.
-MAX_ID_BYTES = 200
+# The ids that producers and sweeps of this contract give, and those that arq itself makes up.
+_ID = re.compile(
+    rb"[0-9a-f]{1,64}|%b:(?:[0-9a-f]{1,64}|%b:(?:live|bulk|suspect))" % (QUEUE_NAME.encode(), DRAIN.encode())
+)
 UNREADABLE = "<unreadable>"  # no function is called that
+_NAMES = frozenset(function.name for function in functions())
 HEALTH_SECONDS = 30
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 1.0
 # How long the listener waits for a wake-up before it makes sure that its connection lives.
@@ -50,22 +54,22 @@ _CONNECTION_TROUBLE = (RedisConnectionError, RedisTimeoutError, OSError, Timeout
 
 
 def _is_readable(job_id: bytes) -> bool:
-    # arq logs ids: one with a line break in it would forge a log line.
-    return len(job_id) <= MAX_ID_BYTES and job_id.isascii() and job_id.decode().isprintable()
+    # arq logs ids: whatever somebody wrote into Redis, a forged log line or an answer, would stand in the log.
+    return _ID.fullmatch(job_id) is not None
 
 
 def _readable_or_unknown(message: bytes) -> dict[str, Any]:
     """Read a message; one that is none becomes a job that nobody knows.
 
     arq drops either. But a message that cannot be read, or has keywords that our jobs do not take, it logs as an
-    error, with a traceback that quotes it.
+    error, with a traceback that quotes it; and the name of a job that it does not know, whatever that name is.
     """
     unknown: dict[str, Any] = {"t": None, "f": UNREADABLE, "a": [], "k": {}, "et": 0}
     try:
         job = deserialize(message)
     except ValueError:
         return unknown
-    return unknown if job["k"] else job
+    return unknown if job["k"] or job["f"] not in _NAMES else job
 
 
 def _no_result(_: dict[str, Any]) -> bytes:
@@ -81,15 +85,17 @@ class HardenedWorker(Worker):
     """
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
-        """Start messages, dropping those whose id is no text."""
+        """Start messages, dropping those whose id is none of ours."""
         readable = []
         for job_id in job_ids:
             if _is_readable(job_id):
                 readable.append(job_id)
             else:
-                logger.warning("A message with an unreadable id was dropped.")
+                logger.warning("A message with an id that is none of ours was dropped.")
                 await self.pool.zrem(self.queue_name, job_id)
-                await self.pool.delete(job_key_prefix.encode() + job_id)
+                await self.pool.delete(
+                    *(prefix.encode() + job_id for prefix in (job_key_prefix, retry_key_prefix))
+                )
         before = set(self.tasks)
         await super().start_jobs(readable)
         if readable and self.tasks.keys() == before:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -20,12 +19,12 @@ from storage.leases import (
     suspect_waits,
 )
 from storage.translation import translated
-from worker.leased import Lease
+from worker.leasing import Leasing
 from worker.outage import Outage
 from worker.pace import Pace
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -84,25 +83,25 @@ class Intake:
         self._rate_limits = rate_limits
         self._settler = settler
         self._renewer = renewer
-        self._questions = questions
         self._ring = ring
         self._lease_seconds = lease_seconds
         self._more: set[str] = set()  # lanes that are known to hold more
         self._wanted_alone = False
         self._alone = False
-        self._reserved = 0
         self._stopped = False
         self._changed = asyncio.Event()
-        self._leasing: set[asyncio.Task[int]] = set()
         self._bulk_pace = Pace(BULK_CPU_SHARE)
         self._outage = Outage("PostgreSQL", "No answer is taken until it is back.")
+        self._leasing = Leasing(
+            engine, pool, questions, rate_limits, lease_seconds=lease_seconds, on_success=self._outage.over
+        )
 
     @property
     def allowance(self) -> int:
         """How many answers may be taken now."""
         if self._alone or not self._may_lease or self._rate_limits.pause_seconds("live"):
             return 0
-        return max(0, self._breaker.allowance(self._pool.free_slots) - self._reserved)
+        return max(0, self._breaker.allowance(self._pool.free_slots) - self._leasing.reserved)
 
     @property
     def _may_lease(self) -> bool:
@@ -112,7 +111,7 @@ class Intake:
     @property
     def has_room(self) -> bool:
         """Whether an answer could be taken, if the breaker allowed it."""
-        return self._may_lease and not self._alone and self._pool.free_slots > self._reserved
+        return self._may_lease and not self._alone and self._pool.free_slots > self._leasing.reserved
 
     @property
     def wants_messages(self) -> bool:
@@ -168,7 +167,7 @@ class Intake:
                 limit=limit,
             )
 
-        taken = await self._lease(by_ids, room, certain=True)
+        taken = await self._leasing.lease(by_ids, room, certain=True)
         if asked < room:
             self.more("live")  # the rate limits end sooner than the slots
         return taken
@@ -214,8 +213,7 @@ class Intake:
         """Take nothing any more, and wait for the leases that are being taken."""
         self._stopped = True
         self._changed.set()
-        if self._leasing:
-            await asyncio.wait(set(self._leasing))
+        await self._leasing.wait()
 
     async def _wait_for_change(self, pause_seconds: float | None) -> None:
         if self._outage.ongoing or self._settler.troubled or self._renewer.troubled:
@@ -269,7 +267,7 @@ class Intake:
                 conn, lane=lane, lease_token=uuid4(), lease_seconds=self._lease_seconds, limit=limit
             )
 
-        return await self._lease(by_lane, room, lane=lane) == asked
+        return await self._leasing.lease(by_lane, room, lane=lane) == asked
 
     async def _score_alone(self) -> None:
         """Score one group of suspicious answers with nothing else in this process's hands, and reopen.
@@ -281,8 +279,7 @@ class Intake:
             return
         self._alone = True
         try:
-            if self._leasing:
-                await asyncio.wait(set(self._leasing))
+            await self._leasing.wait()
             await self._until_empty()
             # Asked only now: while we waited, the breaker may have opened.
             most = max(1, self._pool.slots // GROUPS_SHRINK_BY)
@@ -301,7 +298,7 @@ class Intake:
                     limit=limit,
                 )
 
-            if await self._lease(suspects, room):
+            if await self._leasing.lease(suspects, room):
                 await self._until_empty()
         finally:
             self._alone = False
@@ -316,66 +313,3 @@ class Intake:
         while not (self._pool.holds_nothing or self._stopped):
             self._changed.clear()
             await self._changed.wait()
-
-    async def _lease(
-        self,
-        statement: Callable[[AsyncConnection, int], Awaitable[list[dict[str, Any]]]],
-        room: int,
-        *,
-        lane: str = "live",
-        certain: bool = False,
-    ) -> int:
-        """Run a lease statement, for as many as the rate limits grant, and start what it returns.
-
-        In a task of its own: whoever asks may be cancelled, but a lease that was granted must be started or
-        handed back, or its answer would wait until the lease runs out.
-        """
-        self._reserved += room
-        task = asyncio.get_running_loop().create_task(
-            self._lease_and_start(statement, room, lane=lane, certain=certain), name="lease"
-        )
-        self._leasing.add(task)
-        task.add_done_callback(self._lease_ended)
-        return await asyncio.shield(task)
-
-    def _lease_ended(self, task: asyncio.Task[int]) -> None:
-        self._leasing.discard(task)
-        if not task.cancelled():
-            task.exception()  # whoever asked may be gone; then nobody else would fetch it
-
-    async def _lease_and_start(
-        self,
-        statement: Callable[[AsyncConnection, int], Awaitable[list[dict[str, Any]]]],
-        room: int,
-        *,
-        lane: str,
-        certain: bool,
-    ) -> int:
-        leases: list[Lease] = []
-        started: set[int] = set()
-        granted = 0
-        try:
-            granted = await self._rate_limits.acquire(room, lane=lane, certain=certain)
-            if granted == 0:  # and it is not worth a statement
-                return 0
-            asked_at = time.monotonic()
-            with translated():
-                async with single_statements(self._engine) as conn:
-                    leases = [Lease.from_row(row) for row in await statement(conn, granted)]
-                questions = await self._questions.get(lease.question_digest for lease in leases)
-            self._reserved -= room
-            room = 0
-            # A lease that comes after its time, because this process was frozen, is not begun with: whoever took over
-            # may have paid already.
-            if time.monotonic() - asked_at < self._lease_seconds:
-                for lease in leases:
-                    self._pool.start(lease, questions[lease.question_digest])
-                    started.add(lease.handoff_id)
-        finally:
-            self._reserved -= room
-            self._rate_limits.used(granted, len(started), certain=certain)
-            for lease in leases:
-                if lease.handoff_id not in started:
-                    self._pool.give_back(lease)
-        self._outage.over()
-        return len(leases)

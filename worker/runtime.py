@@ -208,14 +208,16 @@ class Runtime:
         for task in self._loops:
             task.remove_done_callback(self._loop_ended)
         await end(self._loops)
-        await asyncio.gather(*self._rings, return_exceptions=True)
         await self.heartbeat.leave()
         await self.close()
         logger.info("The worker has stopped.", extra=dict(self.settler.counts))
 
     async def close(self) -> None:
-        """Close connections; nothing else is stopped."""
+        """Close connections; nothing else is stopped, but for bells that still ring."""
         await self._scorer.aclose()
+        if self._rings:
+            await asyncio.wait(set(self._rings), timeout=CLOSE_SECONDS)
+        await end(self._rings)
         await self._redis.aclose()
         await self._news.aclose()
         try:

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 from hypothesis import strategies as st
 
-from storage.leases import bury_lost, lease_handoffs, pull_handoffs, pull_suspect, renew_leases
+from storage.leases import bury_lost, lease_handoffs, pull_handoffs, pull_suspects, renew_leases
 from storage.settlements import (
     Release,
     bury_handoffs,
@@ -22,6 +22,7 @@ from tests.reliability.machine import (
     LANES,
     LATER_SECONDS,
     SHORT_SECONDS,
+    SLOTS,
     Held,
     keep_for_later,
 )
@@ -107,13 +108,18 @@ class Leases:
         )
 
     def _suspect(self, data: st.DataObject) -> Action:
-        del data
+        slots = data.draw(st.sampled_from(SLOTS))
 
-        async def alone(conn: AsyncConnection, token: UUID) -> list[dict[str, Any]]:
-            found = await pull_suspect(conn, lease_token=token, lease_seconds=SHORT_SECONDS)
-            return [] if found is None else [found]
+        async def group(conn: AsyncConnection, token: UUID) -> list[dict[str, Any]]:
+            rows = await pull_suspects(
+                conn, slots=slots, lease_token=token, lease_seconds=SHORT_SECONDS, limit=3
+            )
+            losses = {row["lease_losses"] for row in rows}
+            assert len(losses) <= 1, "one group has lost as many leases"
+            assert len(rows) <= max([1, *(slots // int(4 ** (lost - 2)) for lost in losses)])
+            return rows
 
-        return self._leasing(alone)
+        return self._leasing(group)
 
     def _bury_lost(self, data: st.DataObject) -> Action:
         del data

@@ -33,6 +33,8 @@ TOKENS = ("anonymous-a", "anonymous-b")
 QUESTIONS: tuple[Question, ...] = (("biology", "light"), ("biology", "water"), ("physics", "light"))
 RUBRICS = ("strict", "mild")
 LANES = ("live", "bulk")
+# Of a worker: suspects come in groups of one to all that there are.
+SLOTS = (1, 8, 100, 1000)
 
 OWNERS: tuple[dict[str, Any], ...] = (
     *({"user_id": user_id} for user_id in USERS),

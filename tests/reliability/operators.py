@@ -30,6 +30,7 @@ LOSSES = (
     transitions.BURIED_AFTER,
     transitions.SUSPECT_AFTER - 1,
     transitions.SUSPECT_AFTER,
+    transitions.SUSPECT_AFTER + 1,
     transitions.BURIED_AFTER - 1,
 )
 
@@ -90,17 +91,18 @@ class Operators(Machine):
     @precondition(lambda self: self._may_die())
     @rule(data=st.data(), losses=st.sampled_from(LOSSES))
     def workers_died(self, data: st.DataObject, losses: int) -> None:
-        """Workers died with this answer before, and it is due again."""
-        row = data.draw(st.sampled_from(self._may_die()))
-        losses = max(row.losses, losses)
+        """Workers died with these answers in hand, and they are due again."""
+        some = st.lists(st.sampled_from(self._may_die()), min_size=1, max_size=4, unique=True)
+        rows = {row: max(row.losses, losses) for row in data.draw(some)}
 
         async def die(conn: AsyncConnection) -> None:
-            await conn.execute(_LOSE, {"response_id": row.response_id, "losses": losses})
-            await conn.execute(_AGE, {"response_id": row.response_id, "seconds": 1.0})
+            for row, lost in rows.items():
+                await conn.execute(_LOSE, {"response_id": row.response_id, "losses": lost})
+                await conn.execute(_AGE, {"response_id": row.response_id, "seconds": 1.0})
 
         self.commit(die)
-        self.expect(replace(row, losses=losses, due=When.NOW))
-        self.did("workers died")
+        self.expect(*(replace(row, losses=lost, due=When.NOW) for row, lost in rows.items()))
+        self.did("workers died", len(rows))
 
     @precondition(lambda self: self.ended())
     @rule(data=st.data(), wanted=st.sampled_from(("these", "these", "all", "reason")))

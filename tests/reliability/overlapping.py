@@ -14,6 +14,7 @@ from sqlalchemy import text
 
 from storage import submit_responses
 from tests.factories import submission
+from tests.reliability import transitions
 from tests.reliability.actions import FIRST, FURTHER, Surroundings
 from tests.reliability.invariants import Ledger
 from tests.reliability.machine import QUESTIONS, RUBRICS, TOKENS, World
@@ -38,6 +39,8 @@ _AGE = text("""
     )
     RETURNING response_id
 """)
+# Let handoffs have lost leases before.
+_LOSE = text("UPDATE scoring_handoffs SET lease_losses = :losses WHERE response_id = ANY (:response_ids)")
 
 
 class OverlappingMachine(RuleBasedStateMachine):
@@ -77,6 +80,7 @@ class OverlappingMachine(RuleBasedStateMachine):
             st.tuples(st.sampled_from(TOKENS), st.sampled_from(QUESTIONS)), min_size=1, max_size=5
         ),
         leased=st.booleans(),
+        losses=st.sampled_from((0, 0, transitions.SUSPECT_AFTER, transitions.BURIED_AFTER)),
         data=st.data(),
     )
     def begin(
@@ -84,6 +88,7 @@ class OverlappingMachine(RuleBasedStateMachine):
         published: set[Question],
         given: list[tuple[str, Question]],
         leased: bool,  # noqa: FBT001
+        losses: int,
         data: st.DataObject,
     ) -> None:
         """Begin with something to fight about."""
@@ -92,13 +97,15 @@ class OverlappingMachine(RuleBasedStateMachine):
             async with self.world.engine.begin() as conn:
                 for question in sorted(published):
                     await self.surroundings.publishing(question, RUBRICS[0])(conn)
-                await submit_responses(
+                rows = await submit_responses(
                     conn,
                     [
                         submission(anonymous_token=token, module_slug=question[0], question_id=question[1])
                         for token, question in (*BOTH_TOKENS, *given)
                     ],
                 )
+                lossy = [row["response_id"] for row in rows[::2]]
+                await conn.execute(_LOSE, {"losses": losses, "response_ids": lossy})
 
         self.world.run(fill())
         self._look(self.world.run(self.world.look()))

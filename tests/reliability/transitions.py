@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SUSPECT_AFTER = 3
 BURIED_AFTER = 10
 LOST_REASON = (
-    "Its worker stopped without a word 10 times while scoring this answer, the last times "
+    "Its worker stopped without a word 10 times while scoring this answer, the last time "
     "with no other answer in hand: it probably crashes or stalls the scorer."
 )
 
@@ -41,8 +41,20 @@ def is_ordinary(row: Handoff) -> bool:
 
 
 def is_suspect(row: Handoff) -> bool:
-    """Whether it must be scored alone."""
+    """Whether it must be scored among its like."""
     return SUSPECT_AFTER <= losses_when_leased(row) < BURIED_AFTER
+
+
+def group_of(suspects: list[Handoff], *, slots: int) -> list[Handoff]:
+    """Those that are scored together, of suspects that are due, the longest due first.
+
+    As many losses as the first one, and a quarter of the slots for each loss beyond the second.
+    """
+    if not suspects:
+        return []
+    losses = losses_when_leased(suspects[0])
+    group = [row for row in suspects if losses_when_leased(row) == losses]
+    return group[: max(1, slots // int(4 ** (losses - SUSPECT_AFTER + 1)))]
 
 
 def is_lost(row: Handoff) -> bool:

@@ -8,7 +8,7 @@ from uuid import uuid4
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
-from storage.leases import bury_lost, lease_handoffs, pull_handoffs, pull_suspect, renew_leases
+from storage.leases import bury_lost, lease_handoffs, pull_handoffs, pull_suspects, renew_leases
 from storage.settlements import (
     Release,
     bury_handoffs,
@@ -21,6 +21,7 @@ from tests.factories import settlement
 from tests.reliability import transitions
 from tests.reliability.machine import (
     LATER_SECONDS,
+    SLOTS,
     Held,
     Machine,
     just_started,
@@ -128,18 +129,22 @@ class Workers(Machine):
         self.did(f"pull {lane}", len(wanted))
 
     @precondition(lambda self: self._lossy(transitions.SUSPECT_AFTER))
-    @rule(fresh=just_started)
-    def pull_suspect(self, fresh: bool) -> None:  # noqa: FBT001
-        """Take one that may kill its workers."""
+    @rule(slots=st.sampled_from(SLOTS), limit=limits, fresh=just_started)
+    def pull_suspects(self, slots: int, limit: int, fresh: bool) -> None:  # noqa: FBT001
+        """Take a group of those that may kill their workers."""
         rows = [row for row in self.due(just_started=fresh) if transitions.is_suspect(row)]
-        wanted = sorted(rows, key=lambda row: (row.due, row.handoff_id))[:1]
+        oldest_first = sorted(rows, key=lambda row: (row.due, row.handoff_id))
+        wanted = transitions.group_of(oldest_first, slots=slots)[:limit]
 
-        async def alone(conn: AsyncConnection, token: UUID) -> list[dict[str, Any]]:
-            found = await pull_suspect(conn, lease_token=token, lease_seconds=when_just_started(fresh))
-            return [] if found is None else [found]
+        async def group(conn: AsyncConnection, token: UUID) -> list[dict[str, Any]]:
+            return await pull_suspects(
+                conn, slots=slots, lease_token=token, lease_seconds=when_just_started(fresh), limit=limit
+            )
 
-        self._take(alone, wanted, fresh=fresh)
-        self.did("pull a suspect", len(wanted))
+        self._take(group, wanted, fresh=fresh)
+        self.did("pull suspects", len(wanted))
+        if len(wanted) > 1:
+            self.did("pull several suspects", len(wanted))
 
     @precondition(lambda self: self._lossy(transitions.BURIED_AFTER - 1))
     @rule(fresh=just_started)

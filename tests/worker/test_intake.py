@@ -209,7 +209,7 @@ async def test_a_cancelled_job_loses_no_lease(
 
     job = asyncio.create_task(runtime.intake.take(ids))
     await settled()
-    assert runtime.intake._leasing
+    assert runtime.intake._leasing.under_way
     job.cancel()
     await asyncio.wait([job])
 
@@ -227,7 +227,7 @@ async def test_what_cannot_be_started_is_handed_back(
     async def broken(_: object) -> dict[str, Any]:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(runtime.intake._questions, "get", broken)
+    monkeypatch.setattr(runtime.intake._leasing._questions, "get", broken)
     with pytest.raises(ZeroDivisionError):
         await runtime.intake.take(ids)
     await runtime.settler.wait_idle()
@@ -358,11 +358,11 @@ async def test_stopping_takes_nothing_more(
     ids = await submit_answers(engine, 5)
     taking = asyncio.create_task(runtime.intake.take(ids))
     await settled()
-    assert runtime.intake._leasing
+    assert runtime.intake._leasing.under_way
 
     await runtime.intake.stop()
 
-    assert not runtime.intake._leasing
+    assert runtime.intake._leasing.reserved == 0
     assert await taking == 5
     assert await runtime.intake.take(ids) == 0
     assert runtime.intake.note == "stopping"

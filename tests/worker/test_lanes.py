@@ -114,7 +114,7 @@ async def test_a_lease_that_comes_after_its_time_is_not_begun_with(
         async with engine.begin() as other:
             score = Settlement(rows[0]["handoff_id"], "another worker", "1", {"overall_score": 1.0})
             await settle_handoffs(other, [score])
-        monkeypatch.setattr("worker.intake.time.monotonic", lambda now=time.monotonic: now() + 2)
+        monkeypatch.setattr("worker.leasing.time.monotonic", lambda now=time.monotonic: now() + 2)
         return rows
 
     monkeypatch.setattr("worker.intake.lease_handoffs", frozen)
