@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import asyncpg
 import pytest
 from redis.asyncio import Redis
 from sqlalchemy import text
@@ -153,7 +154,8 @@ class Site:
 async def restart(server: Server) -> None:
     """Start a server that was killed, in a thread: meanwhile everything else goes on.
 
-    PostgreSQL refuses as long as a process of its predecessor lives; it ends by itself within a moment.
+    PostgreSQL refuses to start as long as a process of its predecessor lives, which ends by itself within a moment,
+    and to serve until it has recovered.
     """
 
     async def started() -> bool:
@@ -165,7 +167,16 @@ async def restart(server: Server) -> None:
             return False
         return True
 
+    async def serves() -> bool:
+        try:
+            async with raw_connection(f"postgresql://postgres@127.0.0.1:{server.port}/postgres"):
+                return True
+        except asyncpg.CannotConnectNowError:
+            return False
+
     await eventually(started)
+    if server.name == "postgres":
+        await eventually(serves)
 
 
 @pytest.fixture(scope="session")
