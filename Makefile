@@ -26,7 +26,7 @@ servers: $(STAMP) ## Run PostgreSQL and Valkey until Ctrl-C, for trying things o
 	@$(BIN)/python -m demo.servers
 
 test: $(STAMP) ## Run the whole test suite against real servers, with branch coverage
-	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --cov --cov-report=term $(ARGS)
 
 chaos: $(STAMP) ## Break everything at random for SECONDS=120 (and SEED=...), then audit every answer
 	@$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),120) $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -14,9 +15,14 @@ from sqlalchemy.pool import NullPool
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 
+# SQLSTATE read_only_sql_transaction.
+_READ_ONLY = "25006"
+# A transaction whose client has sent nothing for so many time-outs has lost it.
+_IDLE_TIMEOUTS = 3
 # libpq's word for it, and asyncpg's.
 _SSL_PARAMETERS = ("ssl", "sslmode")
 _PARAMETERS = (*_SSL_PARAMETERS, "application_name")
@@ -106,10 +112,23 @@ def create_engine(
         }
         options = {"poolclass": NullPool}
     else:
-        connect_args["server_settings"] = {"application_name": "assessment-scoring"}
-    return create_async_engine(
+        connect_args["server_settings"] = {
+            "application_name": "assessment-scoring",
+            # Whoever vanishes in the middle of a transaction must not keep its locks until TCP notices, hours later.
+            "idle_in_transaction_session_timeout": f"{_IDLE_TIMEOUTS * timeout_seconds * 1000:.0f}",
+            **arguments.pop("server_settings", {}),
+        }
+    engine = create_async_engine(
         parsed,
         connect_args=connect_args | arguments,
         hide_parameters=True,  # error messages would quote answers
         **options,
     )
+    event.listen(engine.sync_engine, "handle_error", _leave_read_only_session)
+    return engine
+
+
+def _leave_read_only_session(context: ExceptionContext) -> None:
+    """Replace a connection that cannot write: opened while its database was read-only, it stays so as long as it lives."""
+    if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
+        context.is_disconnect = True

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+# Its hooks and its fixture serve all tests.
+pytest_plugins = ["tests.measuring"]
+
 POOL_SIZE = 10
 # Nothing here needs to survive a crash of the machine.
 POSTGRES_OPTIONS = ("fsync=off", "full_page_writes=off", "autovacuum=off")
@@ -47,25 +50,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if (urls[0] is None) != (urls[1] is None):
         raise pytest.UsageError("Set both SCORING_DATABASE_URL and SCORING_REDIS_URL, or neither.")
     config.stash[GIVEN] = None if urls[0] is None or urls[1] is None else GivenServers(urls[0], urls[1])
-
-
-MEASURED = pytest.StashKey[list[str]]()
-
-
-@pytest.fixture(scope="session")
-def measured(pytestconfig: pytest.Config) -> Callable[[str], None]:
-    """Notes a figure: how many crashes were survived, how soon something was back. All of them end the report."""
-    return pytestconfig.stash.setdefault(MEASURED, []).append
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
-) -> None:
-    """Print what was measured, as the last thing that a person sees."""
-    if lines := config.stash.get(MEASURED, []):
-        terminalreporter.section("measured")
-        for line in lines:
-            terminalreporter.write_line(line)
 
 
 def _missing(reason: str) -> NoReturn:
@@ -112,7 +96,9 @@ async def make_database(servers: GivenServers) -> AsyncIterator[Callable[[], Awa
 @pytest.fixture(scope="session")
 async def redis_url(servers: GivenServers) -> AsyncIterator[str]:
     """A Redis database that was empty before us and is empty after us."""
-    for number in range(HIGHEST_REDIS_DATABASE, 0, -1):
+    # Several test processes start at different numbers, so that they do not take the same for empty.
+    others = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for number in range(HIGHEST_REDIS_DATABASE - 4 * others, 0, -1):
         url = make_url(servers.redis_url).set(database=str(number)).render_as_string(hide_password=False)
         async with Redis.from_url(url) as redis:
             if await redis.dbsize() == 0:

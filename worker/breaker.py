@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from typing import TYPE_CHECKING
@@ -125,6 +126,8 @@ class Breaker:
 
     def _wait(self, reason: str, retry_after_seconds: float | None) -> None:
         asked = min(retry_after_seconds or 0.0, RETRY_AFTER_CAP_SECONDS)
+        if math.isnan(asked):  # a scorer's of somebody's own; no pause would ever be over
+            asked = 0.0
         # Workers that saw the same outage must not probe in step.
         jitter = 0.75 + random.random() / 4  # noqa: S311 - no secret
         self._probe_at = self._clock() + max(asked, self.pause_seconds * jitter)

@@ -182,11 +182,15 @@ def _after_failure(lease: Lease, reason: str, *, max_attempts: int, luck: float)
 
 def _release(lease: Lease, reason: str | None, pause: float = 0.0, *, suspicious: bool = False) -> Release:
     return Release(
-        lease.handoff_id, lease.lease_token, pause, None if reason is None else _storable(reason), suspicious
+        lease.handoff_id,
+        lease.lease_token,
+        pause,
+        None if reason is None else storable_reason(reason),
+        suspicious,
     )
 
 
-def _storable(reason: object) -> str:
+def storable_reason(reason: object) -> str:
     """A scorer's reason as text that PostgreSQL takes: a reason that is refused would cost the whole release."""
     return str(reason).replace("\x00", "").encode(errors="replace").decode()
 

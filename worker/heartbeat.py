@@ -14,6 +14,7 @@ from storage.engine import single_statements
 from storage.errors import StorageError
 from storage.translation import translated
 from storage.workers import remove_worker, report_worker
+from worker.provider_report import ProviderReport
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -87,14 +88,15 @@ class Heartbeat:
     def _about_provider(self) -> dict[str, Any] | None:
         if self._provider is None:
             return None
-        return {
-            "name": self._provider,
-            "breaker": "open" if self._breaker.is_open else "closed",
-            "shared": self._breaker.is_shared,
-            "reason": self._breaker.reason,
-            "open_seconds": self._breaker.open_seconds,
-            "rate_limits": self._rate_limits.report(),
-        }
+        report = ProviderReport(
+            name=self._provider,
+            breaker="open" if self._breaker.is_open else "closed",
+            shared=self._breaker.is_shared,
+            reason=self._breaker.reason,
+            open_seconds=self._breaker.open_seconds,
+            rate_limits=self._rate_limits.report(),
+        )
+        return report.model_dump(mode="json")
 
     async def run(self) -> None:
         """Report for ever."""

@@ -204,7 +204,9 @@ class Intake:
                 self._outage.met(exc)
             # A probe that was due before we pulled waits for something else than time: for an answer to be due,
             # or for a slot.
-            pauses = [probe_seconds, *(self._rate_limits.pause_seconds(lane) for lane in self._more)]
+            pauses = [probe_seconds]
+            if self._more:
+                pauses += [self._rate_limits.pause_seconds(lane) for lane in ("live", "bulk")]
             if "bulk" in self._more:
                 pauses.append(self._bulk_pace.pause_seconds())
             await self._wait_for_change(min(filter(None, pauses), default=None))

@@ -116,6 +116,7 @@ class Leasing:
                 for lease in leases:
                     self._pool.start(lease, questions[lease.question_digest])
                     started.add(lease.handoff_id)
+                    self._rate_limits.began(lease.handoff_id)
         finally:
             self.reserved -= room
             self._rate_limits.used(granted, len(started), certain=certain)

@@ -45,3 +45,5 @@ def configure_logging(log_format: str, level: str) -> None:
     # One line for every message and every HTTP request is noise; what matters is logged by us.
     for chatty in ("arq", "httpx", "httpx2", "httpcore", "openai", "anthropic", "sqlalchemy"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # It writes a traceback for every connection that cannot say good-bye to a server that does not answer.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from worker.decisions import Surroundings, decide, hand_back
+from worker.decisions import Surroundings, decide, hand_back, storable_reason
 from worker.scorers.outcomes import AttemptFailed, Misconfigured, ProviderTrouble, ScoringError
 from worker.scorers.protocol import Score
 
@@ -72,7 +72,7 @@ class ScoringPool:
         scorer: What scores.
         settler: What performs the decisions.
         breaker: Told how the provider does.
-        on_cost: Told what each score cost.
+        on_cost: Told of each answer what it cost; None where nobody knows.
         slots: How many answers are with the scorer at the same time.
         answer_seconds: Longest time with the scorer; nobody renews the lease beyond it.
         max_attempts: So many failed attempts, and the handoff is dead.
@@ -85,7 +85,7 @@ class ScoringPool:
         scorer: Scorer,
         settler: Settler,
         breaker: Breaker,
-        on_cost: Callable[[Usage], None],
+        on_cost: Callable[[int, Usage | None], None],
         slots: int,
         answer_seconds: float,
         max_attempts: int,
@@ -202,6 +202,8 @@ class ScoringPool:
         # The work as it was begun, under the token that it has now.
         lease = held.lease.under(held.lease_token)
         self._scoring[lease.lane] -= 1
+        outcome = _AMISS if task.cancelled() or task.exception() else task.result()
+        self._on_cost(lease.handoff_id, outcome.usage if isinstance(outcome, Score) else None)
         if held.given_up:
             return
         if task.cancelled() and self._stopping:
@@ -209,7 +211,6 @@ class ScoringPool:
             self._settler.put(lease, hand_back(lease))
             self._on_change()
             return
-        outcome = _AMISS if task.cancelled() or task.exception() else task.result()
         others_succeeded = self._successes > successes_before
         try:
             transition = self._judge(lease, outcome, others_succeeded=others_succeeded)
@@ -232,7 +233,6 @@ class ScoringPool:
         transition = decide(lease, outcome, surroundings, max_attempts=self._max_attempts)
         if isinstance(outcome, Score):
             self._successes += 1
-            self._on_cost(outcome.usage)
         return transition
 
     async def _outcome(self, lease: Lease, question: Question) -> Score | ScoringError:
@@ -267,10 +267,11 @@ class ScoringPool:
     def _tell_breaker(self, lease: Lease, outcome: Score | ScoringError) -> None:
         match outcome:
             case ProviderTrouble():
+                reason = storable_reason(outcome.reason)
                 self._breaker.failed(
-                    lease.handoff_id, outcome.reason, retry_after_seconds=outcome.retry_after_seconds
+                    lease.handoff_id, reason, retry_after_seconds=outcome.retry_after_seconds
                 )
             case Misconfigured():
-                self._breaker.failed(lease.handoff_id, outcome.reason)
+                self._breaker.failed(lease.handoff_id, storable_reason(outcome.reason))
             case _:
                 self._breaker.succeeded(lease.handoff_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from limits import RateLimitItemPerSecond
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from worker.outage import Outage
+from worker.provider_report import RateLimitReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +39,10 @@ _PREFIX = "scoring:rate"
 
 @dataclass(slots=True)
 class _Limit:
-    """One limit. What a reply cost beyond its estimate is owed, and paid before anything new is granted."""
+    """One limit. What a reply cost beyond its estimate is owed, and paid before anything new is granted.
+
+    Less than nothing is owed where more was paid than used: saved for an answer that costs more than was left.
+    """
 
     name: str
     per_minute: int
@@ -95,6 +100,8 @@ class RateLimits:
         self._appetite = 1
         self._exhausted_until = {"live": 0.0, "bulk": 0.0}
         self._left: dict[str, int] = {}
+        # What was charged for each answer that is with the scorer.
+        self._charged: dict[int, float] = {}
         self._outage = Outage("Redis", "Each worker keeps to its share of the provider's rate limits.")
 
     @property
@@ -143,31 +150,40 @@ class RateLimits:
             self._kept = unused + (self._kept if now < self._kept_until else 0)
             self._kept_until = now + WINDOW_SECONDS
 
-    def charge(self, usage: Usage) -> None:
-        """Tell what one answer cost, to be charged with the next permits."""
+    def began(self, handoff_id: int) -> None:
+        """Tell that a permit is used for this answer."""
+        if not self._unlimited:
+            self._charged[handoff_id] = self._expected_tokens
+
+    def ended(self, handoff_id: int, usage: Usage | None) -> None:
+        """Tell what an answer cost, to be charged with the next permits; None where nobody knows."""
+        charged = self._charged.pop(handoff_id, None)
+        if usage is None or charged is None:
+            return
         if self._requests is not None:
             self._requests.owed += max(0, usage.requests - 1)
         if self._tokens is not None and (tokens := usage.input_tokens + usage.output_tokens):
-            self._tokens.owed += tokens - self._expected_tokens
+            self._tokens.owed += tokens - charged
             self._expected_tokens += _NEWEST * (tokens - self._expected_tokens)
 
-    def report(self) -> dict[str, Any] | None:
-        """The limits and what was left of the present window when last asked, for people; None without limits."""
+    def report(self) -> RateLimitReport | None:
+        """The limits, for people; None where there are none."""
         limits = [limit for limit in (self._requests, self._tokens) if limit is not None]
         if not limits:
             return None
-        return {
-            "shared": time.monotonic() >= self._alone_until,
-            **{f"{limit.name}_per_minute": limit.per_minute for limit in limits},
-            **{f"{name}_left": left for name, left in self._left.items()},
-        }
+        figures: dict[str, int] = {f"{limit.name}_per_minute": limit.per_minute for limit in limits}
+        figures |= {f"{name}_left": left for name, left in self._left.items()}
+        return RateLimitReport(shared=time.monotonic() >= self._alone_until, **figures)
 
     async def _ask(self, wanted: int, lane: str) -> int:
         if time.monotonic() >= self._alone_until:
             try:
                 granted = await self._grant(self._shared, wanted, lane, fleet=1)
-            except (RedisError, OSError, TimeoutError) as exc:
-                self._outage.met(exc)
+            except (RedisError, OSError, TimeoutError, ValueError, OverflowError) as exc:
+                foreign = isinstance(exc, (ValueError, OverflowError))
+                self._outage.met(
+                    ResponseError("It counts with something that is no number.") if foreign else exc
+                )
                 self._alone_until = time.monotonic() + ALONE_SECONDS
             else:
                 self._outage.over()
@@ -208,24 +224,18 @@ class RateLimits:
         item = limit.item(fleet)
         left = (await limiter.get_window_stats(item, self._provider, limit.name)).remaining
         self._left[limit.name] = left
-        reserve = int(item.amount * LIVE_SHARE) if lane == "bulk" else 0
-        # An answer that costs more than a whole window is let through with a whole one, and owes the rest.
-        price = min(cost, float(item.amount))
-        affordable = int((left - reserve - limit.owed) // price)
-        granted = min(wanted, affordable)
-        if granted < 1:
-            return await self._pay(limiter, limit, item, left)
-        total = max(0.0, granted * price + limit.owed)
-        if total >= 1 and not await limiter.hit(item, self._provider, limit.name, cost=int(total)):
-            return 0  # another worker was quicker
-        limit.owed = granted * price + limit.owed - int(total) + granted * (cost - price)
-        return granted
-
-    async def _pay(
-        self, limiter: SlidingWindowCounterRateLimiter, limit: _Limit, item: RateLimitItemPerSecond, left: int
-    ) -> int:
-        """Pay back what is owed, as far as it goes, so that it cannot grow for ever; grants nothing."""
-        payment = min(int(limit.owed), left)
-        if payment >= 1 and await limiter.hit(item, self._provider, limit.name, cost=payment):
+        if lane == "bulk":
+            left -= int(item.amount * LIVE_SHARE)
+        granted = min(wanted, int((left - limit.owed) // cost))
+        # Where there is not enough for one, it is saved for: what is owed becomes less than nothing, by one answer's
+        # cost at most. An answer may cost more than a whole window holds.
+        payment = math.ceil(max(0.0, limit.owed + max(1, granted) * cost))
+        payment = min(payment, left)
+        if payment > 0:
+            if not await limiter.hit(item, self._provider, limit.name, cost=payment):
+                return 0  # another worker was quicker
             limit.owed -= payment
-        return 0
+        if granted < 1:
+            return 0
+        limit.owed += granted * cost
+        return granted

@@ -80,7 +80,7 @@ class Runtime:
             scorer=self._scorer,
             settler=self.settler,
             breaker=self.breaker,
-            on_cost=self.rate_limits.charge,
+            on_cost=self.rate_limits.ended,
             slots=settings.slots,
             answer_seconds=settings.answer_seconds,
             max_attempts=settings.max_attempts,
@@ -145,8 +145,9 @@ class Runtime:
         """
         await self._check_redis_login()
         await self.heartbeat.run_once()
-        with suppress(RedisError, OSError, TimeoutError):
-            await self.shared_breaker.exchange()  # before the first answer is taken
+        if self.settings.provider:
+            with suppress(RedisError, OSError, TimeoutError):
+                await self.shared_breaker.exchange()  # before the first answer is taken
         loops: dict[str, Coroutine[Any, Any, None]] = {
             "settler": self.settler.run(),
             "renewer": self.renewer.run(),
@@ -184,12 +185,13 @@ class Runtime:
     async def take(self, response_ids: Sequence[int]) -> None:
         """Take what a message names; with PostgreSQL away, leave it to the sweep."""
         try:
-            await self.intake.take(response_ids)
+            taken = await self.intake.take(response_ids)
         except StorageError as exc:
             self._postgres.met(exc)
             self.intake.more("live")
         else:
-            self._postgres.over()
+            if taken:  # without room, PostgreSQL was not even asked
+                self._postgres.over()
 
     async def stop(self) -> None:
         """Take nothing new, finish what can be finished, hand the rest back, close everything.

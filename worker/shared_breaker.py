@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 from uuid import uuid4
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from redis.exceptions import RedisError
 
 from worker.breaker import LONGEST_PAUSE_SECONDS, PROBE_PATIENCE_SECONDS, RETRY_AFTER_CAP_SECONDS
 from worker.outage import Outage
@@ -99,7 +98,7 @@ class SharedBreaker:
             self._wanted.clear()
             try:
                 await self.exchange()
-            except (RedisError, OSError, TimeoutError) as exc:
+            except Exception as exc:  # noqa: BLE001 - whatever it is, the next exchange must come
                 self._outage.met(exc)
                 self._breaker.go_alone()
                 self._joined = False
@@ -167,7 +166,7 @@ class SharedBreaker:
 
     async def _tell_open(self) -> None:
         breaker = self._breaker
-        reason = (breaker.reason or "")[:MAX_REASON_CHARS]
+        reason = _printable(breaker.reason or "")[:MAX_REASON_CHARS]
         state = _State(
             open=True,
             news=uuid4().hex,

@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from producers.contract import ClaimResponses, Drain
+from producers.contract import Drain
 from storage.claims import requested_claims
 from storage.engine import single_statements
 from storage.leases import bury_lost
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from producers.bell import Bell
-    from producers.contract import Payload
     from worker.claiming import Claimer
     from worker.intake import Intake
 
@@ -108,37 +107,34 @@ class Sweep:
         drains = [Drain(lane=lane) for lane in ("live", "bulk", "suspect") if lane in lanes]
         counts.update({drain.lane: 1 for drain in drains})
         counts["claims"] = len(claim_ids)
-        if drains or claim_ids:
-            self._serve(drains, claim_ids)
-        return counts
-
-    def _serve(self, drains: list[Drain], claim_ids: list[int]) -> None:
-        """Ring in the background, once at a time; while Redis owes us an answer, do it without."""
-        if _is_over(self._ringing):
-            ring = self._ring(drains, claim_ids)
-            self._ringing = asyncio.get_running_loop().create_task(ring, name="sweep-ring")
-        else:
-            self._serve_alone(drains, claim_ids)
-
-    async def _ring(self, drains: list[Drain], claim_ids: list[int]) -> None:
-        payloads: list[Payload] = list(drains)
-        if claim_ids:
-            payloads.append(ClaimResponses(claim_ids=tuple(claim_ids)))
-        try:
-            await self._bell.ring(payloads)
-        except Exception as exc:  # noqa: BLE001 - whatever it is, what was found must be served
-            self._redis.met(exc)
-            self._serve_alone(drains, claim_ids)
-        else:
-            self._redis.over()
-
-    def _serve_alone(self, drains: list[Drain], claim_ids: list[int]) -> None:
-        for drain in drains:
-            self._intake.more(drain.lane)  # the suspect too: nobody else hears of it
-        # Claims that come while others are being applied are found again by the next sweep.
+        if drains:
+            self._serve(drains)
+        # Not rung for: who has no room for answers, or whose provider is down, reads no messages. Claims that come
+        # while others are being applied are found again by the next sweep.
         if claim_ids and _is_over(self._applying):
             apply = self._claimer.apply(claim_ids)
             self._applying = asyncio.get_running_loop().create_task(apply, name="sweep-claims")
+        return counts
+
+    def _serve(self, drains: list[Drain]) -> None:
+        """Ring in the background, once at a time; while Redis owes us an answer, do it without."""
+        if _is_over(self._ringing):
+            self._ringing = asyncio.get_running_loop().create_task(self._ring(drains), name="sweep-ring")
+        else:
+            self._serve_alone(drains)
+
+    async def _ring(self, drains: list[Drain]) -> None:
+        try:
+            await self._bell.ring(drains)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, what was found must be served
+            self._redis.met(exc)
+            self._serve_alone(drains)
+        else:
+            self._redis.over()
+
+    def _serve_alone(self, drains: list[Drain]) -> None:
+        for drain in drains:
+            self._intake.more(drain.lane)  # the suspect too: nobody else hears of it
 
     async def run(self) -> None:
         """Sweep for ever."""

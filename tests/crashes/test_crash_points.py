@@ -18,6 +18,7 @@ import pytest
 from tests.crashes.cutting import SIDES, Cut, Side
 from tests.crashes.producer_run import ProducerRun
 from tests.crashes.worker_run import WorkerRun
+from tests.measuring import note
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,7 +93,7 @@ class CrashPoints:
 
 @pytest.mark.parametrize("role", RUNS)
 async def test_no_crash_loses_an_answer_or_scores_one_twice(
-    role: str, lanes: list[Lane], capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+    role: str, lanes: list[Lane], request: pytest.FixtureRequest
 ) -> None:
     """Dead immediately before or after its n-th command, for every n: all that was acknowledged ends exactly once.
 
@@ -109,10 +110,7 @@ async def test_no_crash_loses_an_answer_or_scores_one_twice(
         if replayed != role:
             pytest.skip(f"CRASH_POINT={given}")
         await points.run(lanes[:1], iter([(int(at), cast("Side", side))]))
-    with capsys.disabled():
-        terminal = request.config.get_terminal_writer()
-        terminal.line()
-        terminal.line(str(points))
+    note(request.config, str(points))
 
     if points.failures:
         pytest.fail("\n\n".join(points.failures), pytrace=False)

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from tests.databases import raw_connection
 from tests.factories import submission
+from tests.measuring import note
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -114,15 +115,15 @@ class Listener(logging.Handler):
 
 
 @contextlib.contextmanager
-def listening(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Iterator[Listener]:
+def listening(request: pytest.FixtureRequest) -> Iterator[Listener]:
     """Listen while a test drives failures; at its end nothing may have sung, and it says how much was driven."""
     listener = Listener()
     with listener.on_logs():
         yield listener
-    with capsys.disabled():
-        terminal = request.config.get_terminal_writer()
-        paths, chars = len(listener.paths), listener.heard_chars
-        terminal.line(f"\n{request.node.name}: {paths} failure paths driven, {chars:,} characters searched")
+    paths, chars = len(listener.paths), listener.heard_chars
+    note(
+        request.config, f"canaries: {request.node.name}: {paths} failure paths, {chars:,} characters searched"
+    )
     assert listener.paths
     assert not listener.singing, "\n".join(listener.singing)
 

@@ -91,9 +91,9 @@ async def locked(_locked: Locked) -> AsyncIterator[Locked]:
 
 
 @pytest.fixture
-def listener(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Iterator[Listener]:
+def listener(request: pytest.FixtureRequest) -> Iterator[Listener]:
     """Hears this process's logs, and whatever it is given."""
-    with listening(request, capsys) as listener:
+    with listening(request) as listener:
         yield listener
 
 

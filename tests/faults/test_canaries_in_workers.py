@@ -59,9 +59,9 @@ async def locked(_locked: Locked) -> AsyncIterator[Locked]:
 
 
 @pytest.fixture
-def listener(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Iterator[Listener]:
+def listener(request: pytest.FixtureRequest) -> Iterator[Listener]:
     """Hears whatever it is given; at the end nothing may have sung."""
-    with listening(request, capsys) as listener:
+    with listening(request) as listener:
         yield listener
 
 

@@ -16,7 +16,7 @@ from storage import submit_responses
 from tests.commands.conftest import Commands
 from tests.databases import USER_IDS
 from tests.factories import MODULE, QUESTION, submission, token
-from tests.faults.conftest import needed, restart
+from tests.faults.conftest import PROGRAMS, needed, restart
 from tests.faults.pgbouncer import POOL_SIZE, PROGRAM, pgbouncer
 from tests.faults.students import submitting
 from tests.producers.waiting import eventually
@@ -68,7 +68,7 @@ questions:
 def bouncer(site: Site) -> Iterator[Server]:
     """PgBouncer in front of the servers of the site."""
     needed(PROGRAM, package=PROGRAM)
-    server = pgbouncer(site.servers.postgres, shutil.which(PROGRAM) or PROGRAM)
+    server = pgbouncer(site.servers.postgres, shutil.which(PROGRAM, path=PROGRAMS) or PROGRAM)
     server.start()
     yield server
     server.stop()

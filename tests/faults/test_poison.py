@@ -47,14 +47,9 @@ STALLS_PROVIDER = "This answer makes the provider stall."
 
 
 @pytest.fixture
-def report(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Prints what was measured, for a person to read."""
-
-    def line(text: str) -> None:
-        with capsys.disabled():
-            request.config.get_terminal_writer().line(text)
-
-    return line
+def report(measured: Callable[[str], None]) -> Callable[[str], None]:
+    """Notes what was measured, for a person to read."""
+    return lambda line: measured(f"poison: {line.strip()}")
 
 
 async def submit(site: Site, *poison: str, neighbours: int = NEIGHBOURS) -> tuple[list[int], list[int]]:

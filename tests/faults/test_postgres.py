@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("published")]
 
-CUTS = 200
+CUTS = 150
 # On average, between two cuts.
 PAUSE_SECONDS = 0.01
 # One of our connections, whichever the dice choose.
@@ -82,7 +82,7 @@ async def test_a_killed_postgres_costs_no_score(
 async def test_cut_connections_lose_nothing(
     site: Site, start: Start, producer: Producer, chance: random.Random
 ) -> None:
-    """Two hundred connections are cut at random: every acknowledged answer is scored once, no attempt is used up.
+    """A hundred and fifty connections are cut at random: every acknowledged answer is scored once, no attempt is used up.
 
     A submit is refused with StorageUnavailableError or not at all, and succeeds when it is repeated with its key.
     """

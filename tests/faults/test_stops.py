@@ -33,7 +33,7 @@ SEATS = 4
 # On average, from the start of a worker to its death: most die with answers in hand, some finish many before.
 LIFE_SECONDS = 0.5
 # Students bring more answers in this time than one worker has slots.
-KILLED_SCORER_SECONDS = 0.3
+KILLED_SCORER_SECONDS = 0.2
 
 
 async def test_a_stop_under_full_load_leaves_nothing_leased(

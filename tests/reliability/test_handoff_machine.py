@@ -30,6 +30,7 @@ from sqlalchemy import text
 
 from storage import create_engine, settlements
 from tests.databases import driver_url
+from tests.measuring import note
 from tests.reliability.machine import RUBRICS, World, just_started, lanes, owners, questions
 from tests.reliability.operators import Operators
 from tests.reliability.overlapping import OverlappingMachine
@@ -113,9 +114,7 @@ Machines = pytest.mark.parametrize("machine", [HandoffMachine, OverlappingMachin
 
 
 @pytest.fixture
-def world(
-    database_url: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
-) -> Iterator[World]:
+def world(database_url: str, request: pytest.FixtureRequest) -> Iterator[World]:
     """A loop of the machine's own: Hypothesis is not asynchronous, and pytest's loop stands still meanwhile."""
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         engine = create_engine(database_url, pool_size=4)
@@ -125,12 +124,12 @@ def world(
         runner.run(world.empty())
         runner.run(observer.close())
         runner.run(engine.dispose())
-    with capsys.disabled():
-        terminal = request.config.get_terminal_writer()
-        terminal.line()
-        terminal.line(f"{request.node.name}: {sum(world.steps.values())} steps of {len(world.steps)} kinds")
-        kinds = sorted(world.steps)
-        terminal.line("  " + ", ".join(f"{kind} {world.steps[kind]} ({world.rows[kind]})" for kind in kinds))
+    total, kinds = sum(world.steps.values()), sorted(world.steps)
+    shown = ", ".join(f"{kind} {world.steps[kind]} ({world.rows[kind]})" for kind in kinds)
+    note(
+        request.config,
+        f"state machine: {request.node.name}: {total:,} steps of {len(kinds)} kinds (and the rows they touched): {shown}",
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -164,13 +163,11 @@ def test_neither_does_a_run_that_nobody_has_tried(
     machine: type[RuleBasedStateMachine],
     world: World,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     request: pytest.FixtureRequest,
 ) -> None:
     """The same with a new seed each time, which is printed."""
     seed = int(os.environ.get("HANDOFF_MACHINE_SEED") or random.SystemRandom().getrandbits(32))
-    with capsys.disabled():
-        request.config.get_terminal_writer().line(f"\nHANDOFF_MACHINE_SEED={seed}")
+    note(request.config, f"state machine: {request.node.name}: HANDOFF_MACHINE_SEED={seed}")
     monkeypatch.setattr(machine, "world", world, raising=False)
     monkeypatch.setattr(machine, "_hypothesis_internal_use_seed", seed, raising=False)
     run_state_machine_as_test(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.databases import ROOT
+from tests.measuring import note
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,19 +31,15 @@ def _tools() -> None:
 
 
 @pytest.fixture
-def check(
-    _tools: None, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
-) -> Callable[[str], str]:
+def check(_tools: None, request: pytest.FixtureRequest) -> Callable[[str], str]:
     """Run model/check and show what it found."""
 
     def run(what: str) -> str:
         done = subprocess.run(
             [CHECK, what], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
         )
-        with capsys.disabled():
-            terminal = request.config.get_terminal_writer()
-            terminal.line()
-            terminal.line(done.stdout)
+        for line in filter(None, done.stdout.splitlines()):
+            note(request.config, f"model: {line}")
         assert done.returncode == 0, done.stderr
         return done.stdout
 

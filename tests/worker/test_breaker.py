@@ -232,6 +232,7 @@ def test_stragglers_do_not_prolong_it(clock: Clock) -> None:
         (float("inf"), RETRY_AFTER_CAP_SECONDS, RETRY_AFTER_CAP_SECONDS),
         (0.0, 0.75, 1.0),
         (-5.0, 0.75, 1.0),
+        (float("nan"), 0.75, 1.0),
         (None, 0.75, 1.0),
     ],
 )

@@ -51,12 +51,12 @@ class Bench:
         self.breaker = Breaker()
         self.changes = 0
         given: dict[str, Any] = {"slots": 10, "answer_seconds": 60, "max_attempts": 5}
-        self.costs: list[Usage] = []
+        self.costs: list[tuple[int, Usage | None]] = []
         self.pool = ScoringPool(
             scorer=scorer,
             settler=self.verdicts,
             breaker=self.breaker,
-            on_cost=self.costs.append,
+            on_cost=lambda *cost: self.costs.append(cost),
             on_change=self._changed,
             **given | changes,
         )
@@ -105,7 +105,7 @@ async def test_a_slot_is_free_when_the_scorer_returns(bench: Bench, scorer: Scri
     scorer.let_go()
     await eventually(lambda: len(bench.verdicts.given) == 2)
 
-    assert bench.costs == [Usage(), Usage()], "the rate limits are told"
+    assert bench.costs == [(1, Usage()), (2, Usage())], "the rate limits are told"
     assert bench.pool.free_slots == 10
     assert bench.changes == 2
     assert not bench.pool.holds_nothing

@@ -8,6 +8,7 @@ import pytest
 
 from producers.bell import connect_redis
 from tests.producers.waiting import eventually
+from worker.provider_report import RateLimitReport
 from worker.rate_limits import LIVE_SHARE, LONG_WINDOW_SECONDS, WINDOW_SECONDS, RateLimits
 from worker.scorers.protocol import Usage
 
@@ -54,9 +55,11 @@ def limits(redis: Redis, **changes: Any) -> RateLimits:
 
 
 async def take(rates: RateLimits, wanted: int, *, lane: str = "live") -> int:
-    """Take permits and use all of them."""
+    """Take permits and use all of them, for answers that are numbered from 0."""
     granted = await rates.acquire(wanted, lane=lane, certain=True)
     rates.used(granted, granted, certain=True)
+    for handoff_id in range(granted):
+        rates.began(handoff_id)
     return granted
 
 
@@ -65,6 +68,7 @@ async def test_no_limits_no_question(redis: Redis) -> None:
     rates = limits(redis, requests_per_minute=None)
 
     assert await take(rates, 1000) == 1000
+    rates.ended(0, Usage(requests=1, input_tokens=5))
     assert rates.report() is None
     assert await redis.dbsize() == 0
 
@@ -119,14 +123,14 @@ async def test_tokens_are_charged_at_what_they_are_expected_to_cost(redis: Redis
     rates = limits(redis, requests_per_minute=None, tokens_per_minute=600, expected_tokens=30)
 
     assert await take(rates, 100) == 3
-    assert rates.report() == {"shared": True, "tokens_per_minute": 600, "tokens_left": 100}
+    assert rates.report() == RateLimitReport(shared=True, tokens_per_minute=600, tokens_left=100)
 
 
 async def test_what_a_reply_cost_beyond_is_owed(redis: Redis) -> None:
     """The first reply costs 60 more than was expected: for that much less is granted next."""
     rates = limits(redis, requests_per_minute=None, tokens_per_minute=1200, expected_tokens=20)
     assert await take(rates, 1) == 1
-    rates.charge(Usage(requests=1, input_tokens=60, output_tokens=20))
+    rates.ended(0, Usage(requests=1, input_tokens=60, output_tokens=20))
 
     # 200 in a window, 20 charged, 60 owed; replies are expected to cost 26 from now on.
     assert await take(rates, 100) == 4
@@ -136,17 +140,66 @@ async def test_a_repair_is_a_request_too(redis: Redis) -> None:
     """A score that took two requests owes one."""
     rates = limits(redis)
     assert await take(rates, 4) == 4
-    rates.charge(Usage(requests=2))
+    rates.ended(0, Usage(requests=2))
 
     assert await take(rates, 100) == IN_WINDOW - 4 - 1
 
 
-async def test_a_costly_answer_is_not_stuck(redis: Redis) -> None:
-    """One that costs more than a whole window goes through with a whole one, and the rest is owed."""
-    rates = limits(redis, requests_per_minute=None, tokens_per_minute=60, expected_tokens=1000)
+async def test_what_nobody_knows_is_charged_as_expected(redis: Redis) -> None:
+    """A call that failed may have cost something: its permit stays charged, and nothing is owed."""
+    rates = limits(redis, requests_per_minute=None, tokens_per_minute=1200, expected_tokens=20)
+    assert await take(rates, 4) == 4
+    rates.ended(0, None)
 
-    assert await take(rates, 5) == 1
-    assert await take(rates, 5) == 0
+    assert await take(rates, 100) == 6
+
+
+async def test_each_answer_is_charged_what_its_own_permit_was_not(redis: Redis) -> None:
+    """A rush that was let through at a low estimate owes all of the rest, whatever is expected by now."""
+    rates = limits(redis, requests_per_minute=None, tokens_per_minute=12_000, expected_tokens=20)
+    assert await take(rates, 100) == 100
+    for handoff_id in range(100):
+        rates.ended(handoff_id, Usage(requests=1, input_tokens=100))
+
+    assert rates._tokens is not None
+    assert rates._tokens.owed == pytest.approx(100 * (100 - 20))
+
+
+@pytest.mark.parametrize("remainder", [0.0, 0.6, 0.999])
+@pytest.mark.parametrize("lane", ["live", "bulk"])
+async def test_an_answer_that_costs_more_than_a_window_is_saved_for(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch, remainder: float, lane: str
+) -> None:
+    """Several windows pay for it; no remainder and no reserve may keep it waiting for ever."""
+    monkeypatch.setattr("worker.rate_limits.WINDOW_SECONDS", 1)
+    monkeypatch.setattr("worker.rate_limits._MINUTE", 6)
+    rates = limits(redis, requests_per_minute=None, tokens_per_minute=600, expected_tokens=150)
+    assert rates._tokens is not None
+    rates._tokens.owed = remainder
+
+    for _ in range(2):
+
+        async def granted() -> bool:
+            assert rates._tokens is not None
+            assert rates._tokens.owed >= -150
+            return await take(rates, 1, lane=lane) == 1
+
+        await eventually(granted)
+
+
+@pytest.mark.parametrize("forged", ["abc", "1e400", "", "9" * 400])
+async def test_nonsense_in_redis_does_not_stop_it(
+    redis: Redis, forged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever can write to Redis can spoil the count; each worker then lives on its share."""
+    rates = limits(redis)
+    await take(rates, 1)
+    for key in await redis.keys("*rate*"):
+        await redis.set(key, forged)
+
+    assert 0 <= await take(rates, 100) <= IN_WINDOW
+    assert await take(limits(redis, provider="another"), 1) == 1
+    assert "Traceback" not in caplog.text
 
 
 async def test_both_limits_count(redis: Redis) -> None:
@@ -192,7 +245,9 @@ async def test_without_redis_each_has_its_share(breakable: Servers, caplog: pyte
 
     assert [await take(rates, 100) for rates in fleet] == [IN_WINDOW, IN_WINDOW]
     assert await take(fleet[0], 100) == 0
-    assert (fleet[0].report() or {})["shared"] is False
+    report = fleet[0].report()
+    assert report is not None
+    assert report.shared is False
 
     breakable.redis.start()
     for rates in fleet:

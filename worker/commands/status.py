@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from producers.settings import DatabaseSettings
 from storage.statistics import COUNT_LIMIT, handoff_statistics
 from storage.workers import list_workers
 from worker.commands.database import connection
 from worker.commands.printing import AsJson, console, print_json, table
+from worker.provider_report import ProviderReport
 from worker.settings import ScoringSettings
 
 if TYPE_CHECKING:
@@ -74,33 +77,31 @@ def status(*, as_json: AsJson = False) -> None:
 
 
 def _providers(workers: list[dict[str, Any]]) -> list[list[Any]]:
-    """One row a provider: open as soon as one worker says so."""
-    by_name: dict[str, list[dict[str, Any]]] = {}
+    """One row a provider: open as soon as one worker says so. What another version reports in another form is left out."""
+    by_name: dict[str, list[ProviderReport]] = {}
     for worker in workers:
-        if worker["provider"]:
-            by_name.setdefault(worker["provider"]["name"], []).append(worker["provider"])
+        with suppress(ValidationError):
+            report = ProviderReport.model_validate(worker["provider"])
+            by_name.setdefault(report.name, []).append(report)
     return [_provider(name, seen) for name, seen in sorted(by_name.items())]
 
 
-def _provider(name: str, seen: list[dict[str, Any]]) -> list[Any]:
-    is_open = [each for each in seen if each["breaker"] == "open"]
-    state = f"open for {len(is_open)} of {len(seen)}" if is_open else "closed"
-    since = max((each["open_seconds"] for each in is_open), default=None)
-    limits = next((each["rate_limits"] for each in seen if each["rate_limits"]), None) or {}
-    per_minute = [
-        f"{limits[f'{unit}_per_minute']:,} {unit}"
-        for unit in ("requests", "tokens")
-        if f"{unit}_per_minute" in limits
-    ]
-    counted = (
-        None if not limits else "for all workers" if limits["shared"] else "each its share: Redis is away"
-    )
+def _provider(name: str, seen: list[ProviderReport]) -> list[Any]:
+    is_open = [each for each in seen if each.breaker == "open"]
+    since = max((each.open_seconds or 0.0 for each in is_open), default=None)
+    limits = next((each.rate_limits for each in seen if each.rate_limits), None)
+    per_minute = []
+    if limits and limits.requests_per_minute:
+        per_minute.append(f"{limits.requests_per_minute:,} requests")
+    if limits and limits.tokens_per_minute:
+        per_minute.append(f"{limits.tokens_per_minute:,} tokens")
+    counted = None if not limits else "for all workers" if limits.shared else "each its share: Redis is away"
     return [
         name,
         len(seen),
-        state,
+        f"open for {len(is_open)} of {len(seen)}" if is_open else "closed",
         None if since is None else _seconds(since),
-        is_open[0]["reason"] if is_open else None,
+        is_open[0].reason if is_open else None,
         ", ".join(per_minute) or None,
         counted,
     ]
