@@ -7,6 +7,7 @@ class of students, prints what came of it, verifies that nothing was lost, and s
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import signal
@@ -138,6 +139,9 @@ def run(screen: Console) -> None:
 
 def main() -> int:
     """Run the demo; what a person can mend is said in a sentence."""
+    argparse.ArgumentParser(
+        prog="python -m demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     screen = Console(highlight=False)
     if not screen.is_terminal and "COLUMNS" not in os.environ:
         screen = Console(highlight=False, width=160)

@@ -6,6 +6,7 @@ gone when the ``with`` block ends. Where this process dies without cleaning up, 
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import ctypes
@@ -285,6 +286,7 @@ async def _add_users(database_url: str) -> None:
 
 def main() -> None:
     """Run both servers until Ctrl-C, and say how to reach them."""
+    argparse.ArgumentParser(prog="python -m demo.servers", description=main.__doc__).parse_args()
     with contextlib.suppress(KeyboardInterrupt), embedded_servers() as servers:
         asyncio.run(_add_users(servers.database_url))
         print(f"export SCORING_DATABASE_URL={servers.database_url}")

@@ -169,6 +169,7 @@ class ArqLoop:
         self._picks = True
         self._pause_seconds = FIRST_PAUSE_SECONDS
         runtime.on_room = self._room_again
+        runtime.redis_is_away = lambda: self._outage.ongoing
 
     async def run(self) -> None:
         """Poll until cancelled, whatever happens to Redis."""

@@ -17,6 +17,8 @@ from storage.workers import remove_worker, report_worker
 from worker.provider_report import ProviderReport
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from worker.breaker import Breaker
@@ -42,6 +44,7 @@ class Heartbeat:
         breaker: What is known of the provider.
         rate_limits: What is left of its limits.
         provider: Its name, the same for all workers that share it; None where none is asked.
+        redis_is_away: Whether the bell is out of order.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Heartbeat:
         breaker: Breaker,
         rate_limits: RateLimits,
         provider: str | None,
+        redis_is_away: Callable[[], bool],
     ) -> None:
         self._engine = engine
         self._pool = pool
@@ -60,6 +64,7 @@ class Heartbeat:
         self._breaker = breaker
         self._rate_limits = rate_limits
         self._provider = provider
+        self._redis_is_away = redis_is_away
         self.worker_id = uuid4()
         # How many workers share our provider, ourselves included.
         self.fleet = 1
@@ -81,7 +86,7 @@ class Heartbeat:
                     version=self._version,
                     slots=self._pool.slots,
                     free_slots=self._intake.allowance,
-                    note=self._intake.note,
+                    note=self._intake.note or ("Redis is away" if self._redis_is_away() else None),
                     provider=self._about_provider(),
                 )
 

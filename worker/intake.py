@@ -130,7 +130,7 @@ class Intake:
         if self._settler.troubled or self._renewer.troubled or self._outage.ongoing:
             return "PostgreSQL is away"
         if self._breaker.is_open:
-            return f"breaker open: {self._breaker.reason}"
+            return "breaker open"
         if self._rate_limits.pause_seconds("live"):
             return "the provider's rate limits are used up"
         return "scoring suspicious answers by themselves" if self._alone else None

@@ -8,15 +8,15 @@ from pydantic import BaseModel, ConfigDict
 
 
 class RateLimitReport(BaseModel):
-    """The limits, and what was left of the present window when last asked; None where there is no such limit."""
+    """The limits, and what was left of the present window of seconds when last asked; None where there is no limit."""
 
     model_config = ConfigDict(frozen=True)
 
     shared: bool
     requests_per_minute: int | None = None
-    requests_left: int | None = None
+    requests_left_in_window: int | None = None
     tokens_per_minute: int | None = None
-    tokens_left: int | None = None
+    tokens_left_in_window: int | None = None
 
 
 class ProviderReport(BaseModel):

@@ -172,7 +172,7 @@ class RateLimits:
         if not limits:
             return None
         figures: dict[str, int] = {f"{limit.name}_per_minute": limit.per_minute for limit in limits}
-        figures |= {f"{name}_left": left for name, left in self._left.items()}
+        figures |= {f"{name}_left_in_window": left for name, left in self._left.items()}
         return RateLimitReport(shared=time.monotonic() >= self._alone_until, **figures)
 
     async def _ask(self, wanted: int, lane: str) -> int:

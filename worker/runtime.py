@@ -127,11 +127,13 @@ class Runtime:
             breaker=self.breaker,
             rate_limits=self.rate_limits,
             provider=settings.provider,
+            redis_is_away=lambda: self.redis_is_away(),  # noqa: PLW0108 - replaced later
         )
         self.hurry = asyncio.Event()
         # Replaced by whoever runs this: what to do when there is room again, and when a loop breaks.
         self.on_room: Callable[[], None] = lambda: None
         self.on_failure: Callable[[], None] = self.hurry.set
+        self.redis_is_away: Callable[[], bool] = lambda: False
         self._postgres = Outage("PostgreSQL", "What messages name is found by the sweep when it is back.")
         self._loops: list[asyncio.Task[None]] = []
         self._rings: set[asyncio.Task[None]] = set()

@@ -121,10 +121,12 @@ class Settler:
             self._report()
 
     async def _arrival(self) -> None:
-        """Wait until something is put, or until it is time to try what was set aside."""
-        pause = self._set_aside_until[0][0] - time.monotonic() if self._set_aside_until else None
+        """Wait until something is put, until it is time to try what was set aside, or to report."""
+        times = [self._set_aside_until[0][0]] if self._set_aside_until else []
+        if self.counts != self._reported:
+            times.append(self._report_at)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(None if pause is None else max(0.0, pause)):
+            async with asyncio.timeout(max(0.0, min(times) - time.monotonic()) if times else None):
                 await self._arrived.wait()
         self._arrived.clear()
         while self._set_aside_until and self._set_aside_until[0][0] <= time.monotonic():
@@ -133,7 +135,7 @@ class Settler:
 
     def _report(self) -> None:
         """Say now and then how it goes, so that a worker's log shows that it works."""
-        if time.monotonic() >= self._report_at:
+        if time.monotonic() >= self._report_at and self.counts != self._reported:
             lately = self.counts - self._reported
             logger.info("Results were written.", extra=dict(lately))
             self._reported = self.counts.copy()

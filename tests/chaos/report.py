@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tests.chaos.audit import Row, Verdict
     from tests.chaos.faults.base import Fault
 
-COLUMNS = ("times", "submitted during", "scored", "dead", "lost", "scored twice", "paid twice")
+COLUMNS = ("times", "submitted", "scored", "dead", "lost", "scored twice", "paid twice")
 PER_KILLS = 1000
 
 
@@ -53,7 +53,7 @@ def print_report(screen: Console, verdict: Verdict) -> None:
     """Print the table, the totals, why calls were paid twice, and the verdict."""
     grid = Table(title="Chaos", title_justify="left", title_style="bold", header_style="bold")
     grid.add_column("fault", overflow="fold")
-    for column in (*COLUMNS, "recovered after, s (median, worst)", "bound, s"):
+    for column in (*COLUMNS, "recovered, s", "bound, s"):
         grid.add_column(column, justify="right", overflow="fold")
     for row in verdict.rows:
         grid.add_row(*_cells(row))
@@ -102,7 +102,11 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _causes(verdict: Verdict) -> list[str]:
     causes = Counter(each.wound.cause if each.wound else None for each in verdict.wasted)
-    lines = [f"Paid twice: {sum(causes.values()):,}."]
+    lines = [
+        "Submitted: while the fault lasted and until it was over. Recovered: from its end, median and worst of its times.",
+        f"Dead: {verdict.total.dead:,}, all of them planted to fail." if not verdict.reasons else "",
+        f"Paid twice (a finished model call repeated for one handoff): {sum(causes.values()):,}.",
+    ]
     lines += [f"  {causes[cause]:>6,}  {cause}" for cause in Cause if causes[cause]]
     if causes[None]:
         lines.append(f"  {causes[None]:>6,}  [red]nothing explains it[/red]")

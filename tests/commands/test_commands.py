@@ -49,7 +49,7 @@ PROVIDER = {
     "shared": True,
     "reason": "The provider failed (HTTP 503).",
     "open_seconds": 12.34,
-    "rate_limits": {"shared": True, "requests_per_minute": 600, "requests_left": 7},
+    "rate_limits": {"shared": True, "requests_per_minute": 600, "requests_left_in_window": 7},
 }
 
 

@@ -49,7 +49,18 @@ async def test_a_worker_says_why_it_takes_less(runtime: Runtime, engine: AsyncEn
 
     async with engine.connect() as conn:
         [row] = await list_workers(conn)
-    assert (row["free_slots"], row["note"]) == (0, "breaker open: HTTP 503")
+    assert (row["free_slots"], row["note"]) == (0, "breaker open")
+
+
+async def test_a_worker_says_that_its_bell_is_out_of_order(runtime: Runtime, engine: AsyncEngine) -> None:
+    """It works without Redis; a person should know all the same."""
+    runtime.redis_is_away = lambda: True
+
+    await runtime.heartbeat.run_once()
+
+    async with engine.connect() as conn:
+        [row] = await list_workers(conn)
+    assert (row["free_slots"], row["note"]) == (16, "Redis is away")
 
 
 async def test_a_worker_that_leaves_is_not_listed(runtime: Runtime, engine: AsyncEngine) -> None:

@@ -267,7 +267,7 @@ async def test_while_the_breaker_is_open_only_a_probe_is_taken(
     clock = [0.0]
     runtime.breaker._clock = lambda: clock[0]
     open_breaker(runtime)
-    assert runtime.intake.note == "breaker open: 503"
+    assert runtime.intake.note == "breaker open"
     scorer.hold()
 
     async with in_background(runtime.settler.run(), runtime.intake.run()):

@@ -123,7 +123,7 @@ async def test_tokens_are_charged_at_what_they_are_expected_to_cost(redis: Redis
     rates = limits(redis, requests_per_minute=None, tokens_per_minute=600, expected_tokens=30)
 
     assert await take(rates, 100) == 3
-    assert rates.report() == RateLimitReport(shared=True, tokens_per_minute=600, tokens_left=100)
+    assert rates.report() == RateLimitReport(shared=True, tokens_per_minute=600, tokens_left_in_window=100)
 
 
 async def test_what_a_reply_cost_beyond_is_owed(redis: Redis) -> None:

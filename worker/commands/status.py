@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from worker.verification import Finding
 
 _STATES = (
-    ("waiting, live", "waiting_live", "due, for the next free slot"),
+    ("waiting, live", "waiting_live", "due: for the next free slot, or for the provider"),
     ("waiting, bulk", "waiting_bulk", "due, after all live ones"),
     ("leased", "leased", "with a worker"),
     ("postponed", "postponed", "tried again later"),
     ("unpublished", "unpublished", "their question is not published yet"),
     ("dead", "dead", "need a person: scoring dead list"),
     ("dismissed", "dismissed", "a person decided not to have them scored"),
-    ("claims waiting", "claims_waiting", "answers that are about to change their owner"),
+    ("claims waiting", "claims_waiting", "requests to make answers a user's own"),
 )
 
 
@@ -48,11 +48,11 @@ def status(*, as_json: AsJson = False) -> None:
     out.print(table("Answers that await their score", ("state", "answers", "meaning"), rows))
     out.print(
         f"Scored within the last minute: {statistics['scored_last_minute']:,}.  "
-        f"Oldest unscored answer: {_seconds(statistics['oldest_seconds'])}.  "
+        f"Oldest that may be scored: {_seconds(statistics['oldest_seconds'])}.  "
         f"Longest due and not taken: {_seconds(statistics['longest_due_seconds'])}.\n"
     )
     if workers:
-        columns = ("host", "process", "version", "slots", "free", "silent, s", "note")
+        columns = ("host", "process", "version", "slots", "would take", "silent, s", "note")
         fields = ("host", "pid", "version", "slots", "free_slots", "silent_seconds", "note")
         shown: list[list[Any]] = [
             [each[field] if field != "pid" else str(each[field]) for field in fields] for each in workers
@@ -149,7 +149,7 @@ def verify(
                 finding.invariant,
                 words[finding.holds],
                 finding.count,
-                ", ".join([*map(str, finding.examples), *filter(None, [finding.note])]),
+                "; ".join(filter(None, [", ".join(map(str, sorted(finding.examples))), finding.note])),
             )
             for finding in findings
         ]
