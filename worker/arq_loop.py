@@ -84,6 +84,9 @@ class HardenedWorker(Worker):
     at the next poll, the message is dropped instead; what it may have named is due in PostgreSQL.
     """
 
+    # Whether the last look found something that was dropped.
+    dropped = False
+
     async def start_jobs(self, job_ids: list[bytes]) -> None:
         """Start messages, dropping those whose id is none of ours."""
         readable = []
@@ -96,6 +99,7 @@ class HardenedWorker(Worker):
                 await self.pool.delete(
                     *(prefix.encode() + job_id for prefix in (job_key_prefix, retry_key_prefix))
                 )
+        self.dropped = self.dropped or len(readable) < len(job_ids)
         before = set(self.tasks)
         await super().start_jobs(readable)
         if readable and self.tasks.keys() == before:
@@ -204,6 +208,10 @@ class ArqLoop:
             self._pause_seconds = FIRST_PAUSE_SECONDS
             for running in worker.tasks.values():
                 running.add_done_callback(self._read_on)
+            if worker.dropped:
+                # Thousands of them may lie before what is meant for us.
+                worker.dropped = False
+                self._woken.set()
             # Not wait_for: Python 3.11's swallows a cancellation that meets the end of its wait.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.poll_seconds):

@@ -110,7 +110,7 @@ def commands(site: Site, bounced_url: str) -> Commands:
 @pytest.fixture
 def start_bounced(start: Start, bounced_url: str) -> Callable[[], Awaitable[WorkerProcess]]:
     """Starts worker processes behind PgBouncer."""
-    return lambda: start(DATABASE_URL=bounced_url, PGBOUNCER="true", scorer_seconds=0.01)
+    return lambda: start(DATABASE_URL=bounced_url, PGBOUNCER="true", LEASE_SECONDS=30, scorer_seconds=0.01)
 
 
 @pytest.fixture
