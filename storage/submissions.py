@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from uuid import UUID
 
+    from sqlalchemy import TextClause
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 _COLUMNS = (
@@ -23,41 +24,62 @@ _COLUMNS = (
     "answer_text, answer_metadata, submission_key, question_digest, created_at"
 )
 
-# Store responses and their handoffs in one statement, so that neither can exist without the other.
-# Each is pinned to the question that is published at this moment; without one its handoff is never due.
-_SUBMIT = text(f"""
-    WITH given AS MATERIALIZED (
-        SELECT * FROM unnest(
-            CAST(:user_ids AS integer[]), CAST(:tokens AS text[]), CAST(:module_slugs AS text[]),
-            CAST(:question_ids AS text[]), CAST(:learning_outcome_ids AS text[]), CAST(:content_ids AS text[]),
-            CAST(:answer_texts AS text[]), CAST(:answer_metadata AS text[]), CAST(:submission_keys AS uuid[])
-        ) WITH ORDINALITY AS given (
-            user_id, anonymous_token, module_slug, question_id, learning_outcome_id, content_id,
-            answer_text, answer_metadata, submission_key, position
-        )
-    ), inserted AS (
-        INSERT INTO assessment_responses (
-            user_id, anonymous_token, module_slug, question_id, learning_outcome_id, content_id,
-            answer_text, answer_metadata, submission_key, question_digest
-        )
-        SELECT
-            user_id, anonymous_token, module_slug, question_id, learning_outcome_id, content_id,
-            answer_text, CAST(answer_metadata AS jsonb), submission_key,
-            (
-                SELECT published.question_digest FROM assessment_questions AS published
-                WHERE published.module_slug = given.module_slug AND published.question_id = given.question_id
-                ORDER BY published.publication DESC LIMIT 1
-            )
-        FROM given ORDER BY position
-        ON CONFLICT (submission_key) DO NOTHING
-        RETURNING {_COLUMNS}
-    ), handed_off AS (
-        INSERT INTO scoring_handoffs (response_id, question_digest, due_at)
-        SELECT response_id, question_digest, CASE WHEN question_digest IS NULL THEN 'infinity' ELSE now() END
-        FROM inserted
+# What is given, as rows: of arrays, however many there are, or of single values.
+_MANY = """
+    SELECT * FROM unnest(
+        CAST(:user_ids AS integer[]), CAST(:tokens AS text[]), CAST(:module_slugs AS text[]),
+        CAST(:question_ids AS text[]), CAST(:learning_outcome_ids AS text[]), CAST(:content_ids AS text[]),
+        CAST(:answer_texts AS text[]), CAST(:answer_metadata AS text[]), CAST(:submission_keys AS uuid[])
+    ) WITH ORDINALITY AS given (
+        user_id, anonymous_token, module_slug, question_id, learning_outcome_id, content_id,
+        answer_text, answer_metadata, submission_key, position
     )
-    SELECT {_COLUMNS} FROM inserted
-""").columns(answer_metadata=JSONB)
+"""
+_ONE = """
+    SELECT
+        CAST(:user_ids AS integer) AS user_id, CAST(:tokens AS text) AS anonymous_token,
+        CAST(:module_slugs AS text) AS module_slug, CAST(:question_ids AS text) AS question_id,
+        CAST(:learning_outcome_ids AS text) AS learning_outcome_id, CAST(:content_ids AS text) AS content_id,
+        CAST(:answer_texts AS text) AS answer_text, CAST(:answer_metadata AS text) AS answer_metadata,
+        CAST(:submission_keys AS uuid) AS submission_key, 1 AS position
+"""
+
+
+def _submit(given: str) -> TextClause:
+    # Responses and their handoffs in one statement, so that neither can exist without the other. Each is pinned to the
+    # question that is published at this moment; without one its handoff is never due.
+    return text(f"""
+        WITH given AS MATERIALIZED ({given}), inserted AS (
+            INSERT INTO assessment_responses (
+                user_id, anonymous_token, module_slug, question_id, learning_outcome_id, content_id,
+                answer_text, answer_metadata, submission_key, question_digest
+            )
+            SELECT
+                user_id, anonymous_token, module_slug, question_id, learning_outcome_id, content_id,
+                answer_text, CAST(answer_metadata AS jsonb), submission_key,
+                (
+                    SELECT published.question_digest FROM assessment_questions AS published
+                    WHERE published.module_slug = given.module_slug AND published.question_id = given.question_id
+                    ORDER BY published.publication DESC LIMIT 1
+                )
+            FROM given ORDER BY position
+            ON CONFLICT (submission_key) DO NOTHING
+            RETURNING {_COLUMNS}
+        ), handed_off AS (
+            INSERT INTO scoring_handoffs (response_id, question_digest, due_at)
+            SELECT response_id, question_digest, CASE WHEN question_digest IS NULL THEN 'infinity' ELSE now() END
+            FROM inserted
+        )
+        SELECT {_COLUMNS} FROM inserted
+    """).columns(answer_metadata=JSONB)
+
+
+# Store a batch.
+_SUBMIT = _submit(_MANY)
+# Store a single answer. PostgreSQL plans a statement with arrays anew each time that they hold one row: it takes that
+# plan, made for one, for so much cheaper than one made for any number. Without arrays it keeps the plan, which saves a
+# third of the time it takes over the answer.
+_SUBMIT_ONE = _submit(_ONE)
 
 # Find what earlier calls stored under these keys, and whether it is the asking owner's: his own, or stored
 # under his token and claimed since.
@@ -150,7 +172,11 @@ async def submit_responses(
         return []
     keys = [submission.submission_key or time_ordered_uuid() for submission in checked]
     with translated():
-        result = await conn.execute(_SUBMIT, _arrays(checked, keys))
+        given = _arrays(checked, keys)
+        if len(keys) == 1:
+            result = await conn.execute(_SUBMIT_ONE, {name: value for name, (value,) in given.items()})
+        else:
+            result = await conn.execute(_SUBMIT, given)
         rows = {row.submission_key: dict(row._mapping) for row in result}  # noqa: SLF001 - SQLAlchemy's public name
         if len(rows) < len(keys):
             rows |= await _submitted_before(conn, checked, keys)

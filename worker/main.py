@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from arq.connections import RedisSettings
 
 from producers.sentinel import is_sentinel_url, parse_sentinel_url
-from worker.arq_loop import ArqLoop, arq_options, connect_arq
+from worker.arq_loop import ArqLoop, connect_arq
+from worker.arq_worker import arq_options
 from worker.ending import end
 from worker.errors import WorkerBrokenError
 from worker.runtime import Runtime

@@ -18,7 +18,8 @@ from tests.factories import submission
 from tests.producers.waiting import eventually
 from tests.worker.conftest import settings_of
 from tests.worker.scripted import ScriptedScorer, in_background, scored_once, submit_answers
-from worker.arq_loop import ArqLoop, HardenedWorker
+from worker.arq_loop import ArqLoop
+from worker.arq_worker import HardenedWorker
 from worker.runtime import Runtime
 
 if TYPE_CHECKING:

@@ -230,6 +230,23 @@ async def test_an_outcome_that_makes_no_sense_is_a_failed_attempt(
     assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
+async def test_a_cost_that_makes_no_sense_is_a_failed_attempt(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever is told of the cost may fail on a foreign one: the answer is not held for ever."""
+
+    def refuse(*_: object) -> None:
+        raise TypeError
+
+    bench.pool._on_cost = refuse
+
+    verdict = await bench.verdict(a_lease())
+
+    assert isinstance(verdict, Fail)
+    assert bench.pool.free_slots == 10
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
 async def test_an_unforeseen_error_is_logged_with_its_place_and_without_its_text(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -154,6 +154,16 @@ async def test_what_nobody_knows_is_charged_as_expected(redis: Redis) -> None:
     assert await take(rates, 100) == 6
 
 
+@pytest.mark.parametrize("tokens", [float("nan"), -5])
+async def test_a_count_of_tokens_that_makes_no_sense_is_not_charged(redis: Redis, tokens: Any) -> None:
+    """A scorer of somebody's own may say anything; what cannot be owed must not spoil the account."""
+    rates = limits(redis, requests_per_minute=None, tokens_per_minute=1200, expected_tokens=20)
+    assert await take(rates, 4) == 4
+    rates.ended(0, Usage.model_construct(requests=1, input_tokens=tokens, output_tokens=0))
+
+    assert await take(rates, 100) == 6
+
+
 async def test_each_answer_is_charged_what_its_own_permit_was_not(redis: Redis) -> None:
     """A rush that was let through at a low estimate owes all of the rest, whatever is expected by now."""
     rates = limits(redis, requests_per_minute=None, tokens_per_minute=12_000, expected_tokens=20)

@@ -6,9 +6,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from producers.bell import connect_redis
-from tests.producers.waiting import eventually
+from tests.producers.waiting import eventually, settled
 from tests.worker.scripted import in_background
 from worker.breaker import OPENS_AFTER_ANSWERS, PROBE_PATIENCE_SECONDS, RETRY_AFTER_CAP_SECONDS, Breaker
 from worker.shared_breaker import SharedBreaker
@@ -330,3 +331,25 @@ async def test_own_trouble_is_told_at_once(
         await eventually(lambda: fleet[0].breaker.is_shared)
 
     assert await redis.exists(STATE_KEY)
+
+
+async def test_news_that_cannot_be_told_are_not_told_without_a_pause(
+    fleet: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With Redis away and trouble to tell, one try a period: not as many as the processor can make."""
+    monkeypatch.setattr("worker.shared_breaker.CLOSED_PERIOD_SECONDS", 3600)
+    member, tries = fleet[0], 0
+
+    async def refuse() -> None:
+        nonlocal tries
+        tries += 1
+        raise RedisConnectionError
+
+    monkeypatch.setattr(member.shared, "exchange", refuse)
+    monkeypatch.setattr(member.shared, "_on_change", member.shared.changed)
+    member.meet_trouble()
+    async with in_background(member.shared.run()):
+        await eventually(lambda: tries)
+        for _ in range(5):
+            await settled()
+        assert tries == 1
