@@ -1,8 +1,8 @@
 """KEDA's two objects, as far as our manifests use them: a field that does not stand here is refused.
 
-No registry has KEDA's own schemas in a form that Python reads, so these follow its documentation of ``ScaledObject``,
-``TriggerAuthentication`` and the ``postgresql`` trigger. The autoscaler's ``behavior`` is Kubernetes' own and is checked
-against Kubernetes' schema, in the object that KEDA makes of it.
+No package brings KEDA's schemas to Python, and the one for JavaScript lets unknown fields pass. So these follow its
+documentation of ``ScaledObject``, ``TriggerAuthentication`` and the ``postgresql`` trigger. The autoscaler's ``behavior``
+is Kubernetes' own and is checked against Kubernetes' schema, in the object that KEDA makes of it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
 
 NAME = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
 # What a postgresql trigger needs to connect. KEDA takes one URL as well, see secret.example.yaml.
@@ -17,7 +18,7 @@ CONNECTION = frozenset({"host", "port", "dbName", "userName", "password", "sslmo
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, alias_generator=to_camel)
 
 
 class Metadata(_Strict):
@@ -38,11 +39,11 @@ class SecretTargetRef(_Strict):
 class TriggerAuthenticationSpec(_Strict):
     """Every parameter once, and no other source than Secrets."""
 
-    secretTargetRef: list[SecretTargetRef]  # noqa: N815 - KEDA's name
+    secret_target_ref: list[SecretTargetRef]
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        given = [each.parameter for each in self.secretTargetRef]
+        given = [each.parameter for each in self.secret_target_ref]
         if sorted(given) != sorted(CONNECTION):
             msg = f"expected each of {', '.join(sorted(CONNECTION))} once"
             raise ValueError(msg)
@@ -52,7 +53,7 @@ class TriggerAuthenticationSpec(_Strict):
 class TriggerAuthentication(_Strict):
     """How a trigger logs in."""
 
-    apiVersion: Literal["keda.sh/v1alpha1"]  # noqa: N815 - KEDA's name
+    api_version: Literal["keda.sh/v1alpha1"]
     kind: Literal["TriggerAuthentication"]
     metadata: Metadata
     spec: TriggerAuthenticationSpec
@@ -62,7 +63,7 @@ class PostgresqlMetadata(_Strict):
     """All values are texts, numbers too: KEDA's API refuses anything else."""
 
     query: str
-    targetQueryValue: Annotated[str, Field(pattern=r"^[1-9]\d*$")]  # noqa: N815 - KEDA's name
+    target_query_value: Annotated[str, Field(pattern=r"^[1-9]\d*$")]
 
 
 class AuthenticationRef(_Strict):
@@ -75,8 +76,8 @@ class Trigger(_Strict):
     """What is measured, and how the autoscaler divides it."""
 
     type: Literal["postgresql"]
-    metricType: Literal["AverageValue"]  # noqa: N815 - KEDA's name
-    authenticationRef: AuthenticationRef  # noqa: N815 - KEDA's name
+    metric_type: Literal["AverageValue"]
+    authentication_ref: AuthenticationRef
     metadata: PostgresqlMetadata
 
 
@@ -89,13 +90,13 @@ class AutoscalerConfig(_Strict):
 class Advanced(_Strict):
     """All that we set of it."""
 
-    horizontalPodAutoscalerConfig: AutoscalerConfig  # noqa: N815 - KEDA's name
+    horizontal_pod_autoscaler_config: AutoscalerConfig
 
 
 class ScaleTargetRef(_Strict):
     """What is scaled, in the same namespace."""
 
-    apiVersion: Literal["apps/v1"]  # noqa: N815 - KEDA's name
+    api_version: Literal["apps/v1"]
     kind: Literal["Deployment"]
     name: NAME
 
@@ -103,16 +104,16 @@ class ScaleTargetRef(_Strict):
 class ScaledObjectSpec(_Strict):
     """How far, how often, by what."""
 
-    scaleTargetRef: ScaleTargetRef  # noqa: N815 - KEDA's name
-    pollingInterval: Annotated[int, Field(ge=1)]  # noqa: N815 - KEDA's name
-    minReplicaCount: Annotated[int, Field(ge=0)]  # noqa: N815 - KEDA's name
-    maxReplicaCount: Annotated[int, Field(ge=1)]  # noqa: N815 - KEDA's name
+    scale_target_ref: ScaleTargetRef
+    polling_interval: Annotated[int, Field(ge=1)]
+    min_replica_count: Annotated[int, Field(ge=0)]
+    max_replica_count: Annotated[int, Field(ge=1)]
     advanced: Advanced
     triggers: Annotated[list[Trigger], Field(min_length=1, max_length=1)]
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
-        if self.minReplicaCount > self.maxReplicaCount:
+        if self.min_replica_count > self.max_replica_count:
             raise ValueError("expected minReplicaCount to be at most maxReplicaCount")
         return self
 
@@ -120,7 +121,7 @@ class ScaledObjectSpec(_Strict):
 class ScaledObject(_Strict):
     """What is scaled by what."""
 
-    apiVersion: Literal["keda.sh/v1alpha1"]  # noqa: N815 - KEDA's name
+    api_version: Literal["keda.sh/v1alpha1"]
     kind: Literal["ScaledObject"]
     metadata: Metadata
     spec: ScaledObjectSpec
@@ -133,18 +134,18 @@ class ScaledObject(_Strict):
             "kind": "HorizontalPodAutoscaler",
             "metadata": {"name": f"keda-hpa-{self.metadata.name}", "labels": self.metadata.labels},
             "spec": {
-                "scaleTargetRef": self.spec.scaleTargetRef.model_dump(),
-                "minReplicas": max(1, self.spec.minReplicaCount),
-                "maxReplicas": self.spec.maxReplicaCount,
-                "behavior": self.spec.advanced.horizontalPodAutoscalerConfig.behavior,
+                "scaleTargetRef": self.spec.scale_target_ref.model_dump(by_alias=True),
+                "minReplicas": max(1, self.spec.min_replica_count),
+                "maxReplicas": self.spec.max_replica_count,
+                "behavior": self.spec.advanced.horizontal_pod_autoscaler_config.behavior,
                 "metrics": [
                     {
                         "type": "External",
                         "external": {
                             "metric": {"name": f"s0-{trigger.type}"},
                             "target": {
-                                "type": trigger.metricType,
-                                "averageValue": trigger.metadata.targetQueryValue,
+                                "type": trigger.metric_type,
+                                "averageValue": trigger.metadata.target_query_value,
                             },
                         },
                     }

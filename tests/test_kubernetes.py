@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import pytest
 import yaml
-from pydantic import SecretStr, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
@@ -59,7 +59,10 @@ FOLDER: Final = ROOT / "deploy" / "kubernetes"
 KUSTOMIZATIONS: Final = (FOLDER / "kustomization.yaml", FOLDER / "migrate" / "kustomization.yaml")
 SECRETS: Final = FOLDER / "secret.example.yaml"
 SETTINGS: Final = FOLDER / "settings.env"
-KEDA: Final = {"ScaledObject": ScaledObject, "TriggerAuthentication": TriggerAuthentication}
+KEDA: Final[dict[str, type[BaseModel]]] = {
+    "ScaledObject": ScaledObject,
+    "TriggerAuthentication": TriggerAuthentication,
+}
 # The oldest that has every field in use, and the newest that the schemas are there for.
 OLDEST: Final = "1.31"
 INDEX: Final = "ix_scoring_handoffs_due"
@@ -262,7 +265,7 @@ def test_objects_find_each_other() -> None:
     ]
     config_map, worker_secret = container("Deployment")["envFrom"]
     [owner_secret] = container("Job")["envFrom"]
-    sources = TriggerAuthentication.model_validate(the("TriggerAuthentication")).spec.secretTargetRef
+    sources = TriggerAuthentication.model_validate(the("TriggerAuthentication")).spec.secret_target_ref
     spec = scaled().spec
 
     for selector in selectors:
@@ -277,8 +280,8 @@ def test_objects_find_each_other() -> None:
     assert owner_secret == {"secretRef": {"name": "scoring-owner"}}
     assert {source.name for source in sources} == {"scoring-scaler"}
     assert secret("scoring-scaler").keys() == {source.key for source in sources} == CONNECTION
-    assert spec.triggers[0].authenticationRef.name == the("TriggerAuthentication")["metadata"]["name"]
-    assert spec.scaleTargetRef.name == the("Deployment")["metadata"]["name"]
+    assert spec.triggers[0].authentication_ref.name == the("TriggerAuthentication")["metadata"]["name"]
+    assert spec.scale_target_ref.name == the("Deployment")["metadata"]["name"]
     assert all("namespace" not in manifest["metadata"] for manifest in MANIFESTS.values())
 
 
@@ -426,20 +429,20 @@ def test_the_scalers_numbers_follow_from_the_settings() -> None:
     """Target, limits and time window fit SCORING_SLOTS, SCORING_LEASE_SECONDS and the most workers there may be."""
     settings, spec = read_settings(), scaled().spec
     slots = int(settings["SCORING_SLOTS"])
-    target = int(spec.triggers[0].metadata.targetQueryValue)
+    target = int(spec.triggers[0].metadata.target_query_value)
     live, bulk = limits()
 
     assert target == int(slots * BULK_SHARE)
-    assert live == spec.maxReplicaCount * slots
+    assert live == spec.max_replica_count * slots
     # With one worker too few, the largest count is far enough off its target for the autoscaler to act.
-    for limit, workers in ((live, spec.maxReplicaCount), (bulk, math.ceil(bulk / target))):
+    for limit, workers in ((live, spec.max_replica_count), (bulk, math.ceil(bulk / target))):
         assert limit / (target * (workers - 1)) > 1 + TOLERANCE
     assert math.ceil(bulk / target) == 4, "as it is said in scaled-object.yaml"
     assert bulk < live
     lease_seconds = int(settings["SCORING_LEASE_SECONDS"])
     assert re.findall(r"interval '(\d+) seconds'", query()) == [str(lease_seconds)] * 2
     # Without a worker nobody applies claims; see scaled-object.yaml.
-    assert spec.minReplicaCount >= 1
+    assert spec.min_replica_count >= 1
 
 
 def test_the_defaults_that_are_repeated_are_the_defaults() -> None:
@@ -462,6 +465,21 @@ def test_what_the_readme_names_exists() -> None:
     assert links
     assert all((ROOT / path).exists() for path in paths)
     assert all((FOLDER / link).exists() for link in links)
+
+
+def test_the_readmes_figures_are_right() -> None:
+    """The bound of a count, and the connections of a fleet at its largest, in the middle of a rollout."""
+    readme = " ".join((FOLDER / "README.md").read_text().split())
+    most, surge = (
+        scaled().spec.max_replica_count,
+        the("Deployment")["spec"]["strategy"]["rollingUpdate"]["maxSurge"],
+    )
+    workers = most + math.ceil(most * int(surge.rstrip("%")) / 100)
+    connections = workers * ScoringSettings.model_fields["database_pool_size"].default
+
+    assert f"{sum(limits()):,} index entries at most" in readme
+    assert f"three more during a rollout, {connections}" in readme
+    assert workers - most == 3
 
 
 # ---- The query, on a really migrated PostgreSQL ----
