@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -37,9 +38,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Pull when a sixteenth of the slots is free: small enough to keep them busy, large enough to share the cost
-# of a statement.
-PULL_SHARE = 16
+# Pull when so small a share of the slots is free: small enough to keep them busy, large enough to share the cost of a
+# statement. Fewer are not kept waiting for company longer than this: a slot that idles for 20 ms between answers of two
+# seconds costs one percent, and a worker sends at most 25 such statements a second.
+PULL_SHARE = 32
+GATHER_SECONDS = 0.04
 # The bulk lane never holds more of the slots than this, so that a live answer always finds one.
 BULK_SHARE = 0.8
 # And is taken in pieces that keep the event loop for a few milliseconds, as long as it is idle otherwise.
@@ -91,6 +94,7 @@ class Intake:
         self._stopped = False
         self._changed = asyncio.Event()
         self._bulk_pace = Pace(BULK_CPU_SHARE)
+        self._gathering_since: float | None = None  # since when too few free slots wait for company
         self._outage = Outage("PostgreSQL", "No answer is taken until it is back.")
         self._leasing = Leasing(
             engine, pool, questions, rate_limits, lease_seconds=lease_seconds, on_success=self._outage.over
@@ -207,6 +211,8 @@ class Intake:
             pauses = [probe_seconds]
             if self._more:
                 pauses += [self._rate_limits.pause_seconds(lane) for lane in ("live", "bulk")]
+                if self._gathering_since is not None:
+                    pauses.append(self._gathering_since + GATHER_SECONDS - time.monotonic())
             if "bulk" in self._more:
                 pauses.append(self._bulk_pace.pause_seconds())
             await self._wait_for_change(min(filter(None, pauses), default=None))
@@ -241,7 +247,7 @@ class Intake:
                 room = min(room, most - self._pool.in_lane("bulk"))
                 if self._rate_limits.pause_seconds("bulk") or self._bulk_pace.pause_seconds():
                     return False
-            if room < self._worth_pulling:
+            if not self._is_worth_pulling(room):
                 return False
             if lane == "bulk":
                 room = min(room, BULK_PIECE)
@@ -256,6 +262,18 @@ class Intake:
             if more:
                 self._more.add(lane)
             return True
+        return False
+
+    def _is_worth_pulling(self, room: int) -> bool:
+        """Whether to pull now: for many slots at once, or for few that have waited for company long enough."""
+        now = time.monotonic()
+        if room < 1:
+            self._gathering_since = None
+        elif room >= self._worth_pulling or now >= (self._gathering_since or now) + GATHER_SECONDS:
+            self._gathering_since = None
+            return True
+        elif self._gathering_since is None:
+            self._gathering_since = now
         return False
 
     async def _pull_from(self, lane: str, room: int) -> bool:
