@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+# An engine's twin in autocommit. Made once: making it takes longer than taking a connection from it.
+_autocommit: WeakKeyDictionary[AsyncEngine, AsyncEngine] = WeakKeyDictionary()
 
 # SQLSTATE read_only_sql_transaction.
 _READ_ONLY = "25006"
@@ -79,7 +82,9 @@ async def single_statements(engine: AsyncEngine) -> AsyncIterator[AsyncConnectio
         async with engine.begin() as conn:
             yield conn
     else:
-        async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as conn:
+        if (twin := _autocommit.get(engine)) is None:
+            twin = _autocommit[engine] = engine.execution_options(isolation_level="AUTOCOMMIT")
+        async with twin.connect() as conn:
             yield conn
 
 
