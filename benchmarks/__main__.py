@@ -1,27 +1,56 @@
-"""``make bench``: measure on this machine, print tables, write them down for programs."""
+"""``make bench``: measure on this machine, print tables, write them down for programs and as a picture."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import json
+import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks import churn, lanes
+from benchmarks import deadline, flat, model_bound, pickup, start, submit, throughput
+from benchmarks.figures import show_goals
+from benchmarks.progress import Bar, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any
 
-    from benchmarks.figures import Figures
+    from benchmarks.figures import Figures, Goal
 
-PARTS: dict[str, Callable[[], Coroutine[Any, Any, Figures]]] = {
-    "lanes": lanes.measure,
-    "churn": churn.measure,
+
+class Part(NamedTuple):
+    """A part, how long it is expected to take, and how many steps it says."""
+
+    measure: Callable[[Step], Coroutine[Any, Any, Figures]]
+    seconds: float
+    steps: int
+
+
+PARTS = {
+    "throughput": Part(throughput.measure, 330, throughput.STEPS),
+    "pickup": Part(pickup.measure, 210, pickup.STEPS),
+    "model": Part(model_bound.measure, 300, model_bound.STEPS),
+    "submit": Part(submit.measure, 60, submit.STEPS),
+    "flat": Part(flat.measure, 240, flat.STEPS),
+    "deadline": Part(deadline.measure, 45, deadline.STEPS),
+    "start": Part(start.measure, 40, start.STEPS),
 }
 RESULTS = Path(__file__).parent / "results.json"
+
+
+def _machine() -> dict[str, str | int | None]:
+    """Where this is measured."""
+    return {
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("sqlalchemy", "asyncpg", "arq", "redis")},
+    }
 
 
 def main() -> None:
@@ -30,11 +59,19 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=PARTS, help="which parts; all by default")
     chosen = parser.parse_args().parts or list(PARTS)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for name in chosen:
-        figures = asyncio.run(PARTS[name]())
-        figures.show()
-        results[name] = figures.values | {"python": platform.python_version(), "machine": platform.machine()}
-        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    goals: list[Goal] = []
+    with Bar(sum(PARTS[name].seconds for name in chosen)) as bar:
+        for name in chosen:
+            part = PARTS[name]
+            figures = asyncio.run(part.measure(bar.part(name, seconds=part.seconds, steps=part.steps)))
+            figures.show()
+            goals += figures.goals
+            results[name] = figures.values | {
+                "goals": [goal.row for goal in figures.goals],
+                "machine": _machine(),
+            }
+            RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    show_goals(goals)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,78 @@
+"""arq as most people use it: one job an answer, enqueued once the answer is committed."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from arq import create_pool
+from arq.connections import RedisSettings
+from arq.worker import Worker, func
+
+from benchmarks.peers.answers import store_then
+from benchmarks.peers.processes import ready, run
+from benchmarks.peers.scoring import Scoring, open_scoring
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from asyncpg import Pool
+
+    from benchmarks.peers.contract import Submit
+    from benchmarks.peers.settings import Settings
+
+JOB = "score"
+# 10 by default, "the maximum number of jobs to run at a time"; these jobs wait for the network.
+SLOTS = 100
+# Half a second by default: between two looks nothing is started. So short costs a tenth of a core while idle.
+POLL_SECONDS = 0.01
+
+
+async def prepare(settings: Settings) -> None:
+    """Nothing to install."""
+
+
+@asynccontextmanager
+async def submitting(settings: Settings, pool: Pool) -> AsyncIterator[Submit]:
+    """Open arq's pool of Redis connections."""
+    redis = await create_pool(RedisSettings.from_dsn(settings.redis_url))
+
+    async def hand_off(response_id: int, text: str) -> None:
+        await redis.enqueue_job(JOB, response_id, text)
+
+    try:
+        yield store_then(pool, hand_off)
+    finally:
+        await redis.aclose()
+
+
+async def _score(context: dict[str, Any], response_id: int, text: str) -> None:
+    scoring: Scoring = context["scoring"]
+    await scoring.score(response_id, text)
+
+
+async def _ready(_: dict[str, Any]) -> None:
+    ready()
+
+
+async def _work(settings: Settings) -> None:
+    async with open_scoring(settings) as scoring:
+        worker = Worker(
+            functions=[func(_score, name=JOB)],
+            redis_settings=RedisSettings.from_dsn(settings.redis_url),
+            ctx={"scoring": scoring},
+            on_startup=_ready,
+            max_jobs=settings.slots or SLOTS,
+            poll_delay=POLL_SECONDS,
+            keep_result=0,  # nobody asks for the result; it would be one more write a job
+            log_results=False,
+        )
+        with suppress(asyncio.CancelledError):  # how arq ends upon SIGTERM
+            await worker.async_run()
+        await worker.close()
+
+
+def work(settings: Settings) -> None:
+    """Run arq's worker in this process."""
+    run(_work(settings))

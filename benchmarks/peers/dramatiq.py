@@ -1,0 +1,95 @@
+"""Dramatiq with its Redis broker, actors on its AsyncIO middleware."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import dramatiq
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import AsyncIO, Retries
+
+from benchmarks.peers.answers import store_then
+from benchmarks.peers.processes import new_event_loop, ready
+from benchmarks.peers.scoring import Scoring, open_scoring
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from asyncpg import Pool
+
+    from benchmarks.peers.contract import Submit
+    from benchmarks.peers.settings import Settings
+
+TH = False
+JOB = "score"
+# Every running job holds a thread. 8 by default.
+SLOTS = 32
+# 1000 by default: how long a consumer that found nothing may sleep before it looks again.
+IDLE_MILLISECONDS = 10
+STOP_MILLISECONDS = 2000
+
+
+def _broker(settings: Settings) -> Any:
+    # Retries is what keeps a failed job; of the rest of the default list (time limits, callbacks, ...) nothing is used.
+    return RedisBroker(url=settings.redis_url, middleware=[AsyncIO(), Retries()])
+
+
+async def prepare(settings: Settings) -> None:
+    """Nothing to install."""
+
+
+@asynccontextmanager
+async def submitting(settings: Settings, pool: Pool) -> AsyncIterator[Submit]:
+    """Open the broker."""
+    broker = _broker(settings)
+    job = dramatiq.actor(_no_work_here, broker=broker, actor_name=JOB)
+
+    async def hand_off(response_id: int, text: str) -> None:
+        # Its client blocks. On the loop's own thread that is quicker than a hop to another one.
+        if TH:
+            await asyncio.to_thread(job.send, response_id, text)
+        else:
+            job.send(response_id, text)
+
+    try:
+        yield store_then(pool, hand_off)
+    finally:
+        broker.close()
+
+
+async def _no_work_here(response_id: int, text: str) -> None:
+    """What the producer knows of the job: its name and what it takes."""
+
+
+class _Loop(asyncio.DefaultEventLoopPolicy):
+    """Gives the thread for async actors, which asks for a new event loop, the quickest one there is."""
+
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return new_event_loop()()
+
+
+def work(settings: Settings) -> None:
+    """Run, in this process, what ``dramatiq --processes 1`` runs in its child."""
+    asyncio.set_event_loop_policy(_Loop())
+    broker = _broker(settings)
+    opening = asyncio.Lock()
+    opened = open_scoring(settings)
+    scorings: list[Scoring] = []
+
+    async def score(response_id: int, text: str) -> None:
+        if not scorings:
+            async with opening:
+                if not scorings:
+                    scorings.append(await opened.__aenter__())
+        await scorings[0].score(response_id, text)
+
+    dramatiq.actor(score, broker=broker, actor_name=JOB)
+    worker = dramatiq.Worker(broker, worker_threads=settings.slots or SLOTS, worker_timeout=IDLE_MILLISECONDS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    worker.start()
+    ready()
+    signal.sigwait({signal.SIGTERM})
+    worker.stop(timeout=STOP_MILLISECONDS)

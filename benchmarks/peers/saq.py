@@ -1,0 +1,89 @@
+"""SAQ with its Redis queue."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from redis.asyncio import Redis
+from saq import Worker
+from saq.queue.redis import RedisQueue
+
+from benchmarks.peers.answers import store_then
+from benchmarks.peers.processes import ready, run
+from benchmarks.peers.scoring import Scoring, open_scoring
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from asyncpg import Pool
+
+    from benchmarks.peers.contract import Submit
+    from benchmarks.peers.settings import Settings
+
+JOB = "score"
+# 10 by default; these jobs wait for the network.
+SLOTS = 100
+# 20 by default: how many commands a queue sends at the same time. As many as there are submitters.
+CONCURRENT_COMMANDS = 64
+# Every slot waits on a connection of its own; the client's limit is 100 by default.
+CONNECTIONS = 1000
+OPT: Any = {}
+# No result is kept (-1 is "disabled"), and no time limit is watched (0), which none of the others does either.
+JOB_SETTINGS = {"ttl": -1, "timeout": 0}
+
+
+def _queue(settings: Settings) -> Any:
+    # ``dump`` and ``load`` are documented for this: the quickest JSON.
+    return RedisQueue(
+        Redis.from_url(settings.redis_url, max_connections=CONNECTIONS, **OPT),
+        dump=orjson.dumps,
+        load=orjson.loads,
+        max_concurrent_ops=CONCURRENT_COMMANDS,
+    )
+
+
+async def prepare(settings: Settings) -> None:
+    """Nothing to install."""
+
+
+@asynccontextmanager
+async def submitting(settings: Settings, pool: Pool) -> AsyncIterator[Submit]:
+    """Connect the queue."""
+    queue = _queue(settings)
+    await queue.connect()
+
+    async def hand_off(response_id: int, text: str) -> None:
+        await queue.enqueue(JOB, response_id=response_id, text=text, **JOB_SETTINGS)
+
+    try:
+        yield store_then(pool, hand_off)
+    finally:
+        await queue.disconnect()
+
+
+async def _score(context: dict[str, Any], *, response_id: int, text: str) -> None:
+    scoring: Scoring = context["scoring"]
+    await scoring.score(response_id, text)
+
+
+async def _work(settings: Settings) -> None:
+    queue = _queue(settings)
+    await queue.connect()
+    async with open_scoring(settings) as scoring:
+
+        async def startup(context: dict[str, Any]) -> None:
+            context["scoring"] = scoring
+            ready()
+
+        worker = Worker(
+            queue, functions=[(JOB, _score)], concurrency=settings.slots or SLOTS, startup=startup
+        )
+        await worker.start()
+    await queue.disconnect()
+
+
+def work(settings: Settings) -> None:
+    """Run SAQ's worker in this process."""
+    run(_work(settings))

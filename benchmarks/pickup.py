@@ -1,0 +1,108 @@
+"""Pickup when idle: from the moment the answer's commit returned to the scorer's first line. And what idling costs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+from benchmarks.contenders import QUEUES, TITLES, contender
+from benchmarks.figures import Figures, Goal, quantile
+from benchmarks.pipeline import ANSWER, pipeline
+from producers import open_producer
+
+if TYPE_CHECKING:
+    from benchmarks.pipeline import Pipeline
+    from benchmarks.progress import Step
+
+# Every contender has its turn before the first has its second.
+ROUNDS = 2
+PICKUPS = 150
+# Pauses of a fixed length could fall in step with a worker that polls.
+PAUSE_SECONDS = (0.03, 0.08)
+IDLE_SECONDS = 20.0
+STEPS = ROUNDS * (1 + len(QUEUES))
+OURS = "assessment-scoring"
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used, user and system, seconds (``proc_pid_stat(5)``)."""
+    with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123 - not a file of ours
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def _pickups(line: Pipeline) -> list[float]:
+    committed: dict[int, int] = {}
+    async with open_producer(line.settings, engine=line.engine) as producer:
+        await producer.submit(**ANSWER)
+        await line.all_scored(1)
+        for _ in range(PICKUPS):
+            await asyncio.sleep(random.uniform(*PAUSE_SECONDS))  # noqa: S311 - no secret
+            row = await producer.submit(**ANSWER)
+            committed[row["response_id"]] = time.monotonic_ns()
+        await line.all_scored(1 + PICKUPS)
+    starts = line.starts()
+    return [(starts[response_id] - at) / 1e6 for response_id, at in committed.items()]
+
+
+async def _ours() -> tuple[list[float], float]:
+    """Milliseconds of each pickup, and the share of a core that the idle worker used before."""
+    async with pipeline() as line:
+        with line.worker() as process:
+            await asyncio.sleep(2)  # what a start leaves behind
+            before, began = cpu_seconds(process.pid), time.perf_counter()
+            await asyncio.sleep(IDLE_SECONDS / ROUNDS)
+            idle = (cpu_seconds(process.pid) - before) / (time.perf_counter() - began)
+            return await _pickups(line), idle
+
+
+async def measure(step: Step) -> Figures:
+    """Measure us and the peers, in turns."""
+    took: dict[str, list[float]] = {}
+    idle: list[float] = []
+    for turn in range(ROUNDS):
+        for name in (OURS, *QUEUES):
+            step(f"round {turn + 1} of {ROUNDS}, {TITLES.get(name, OURS)}")
+            if name == OURS:
+                pickups, share = await _ours()
+                idle.append(share)
+            else:
+                async with contender(name) as peer:
+                    await peer.run("pickup", 5)
+                    pickups = (await peer.run("pickup", PICKUPS))["pickup_ms"]
+            took.setdefault(name, []).extend(pickups)
+    shown = {name: (statistics.median(taken), quantile(taken, 0.99)) for name, taken in took.items()}
+    best = min(QUEUES, key=lambda name: shown[name][0])
+    figures = Figures(
+        f"Pickup when idle ({ROUNDS * PICKUPS} answers each, one at a time)",
+        ("", "p50, ms", "p99, ms", "p50 of the best peer's"),
+        [
+            (
+                ({OURS: OURS} | TITLES)[name],
+                f"{p50:.1f}",
+                f"{p99:.1f}",
+                f"{p50 / shown[best][0]:.2f}",
+            )
+            for name, (p50, p99) in sorted(shown.items(), key=lambda item: item[1])
+        ],
+        notes=[f"Our idle worker uses {100 * statistics.mean(idle):.2f} % of a core."],
+        values={name: {"p50_ms": p50, "p99_ms": p99} for name, (p50, p99) in shown.items()},
+    )
+    figures.values["idle_share"] = statistics.mean(idle)
+    figures.goals.extend(
+        [
+            Goal("pickup when idle, p50", shown[OURS][0], 4, unit="ms"),
+            Goal("pickup when idle, p99", shown[OURS][1], 15, unit="ms"),
+            Goal(
+                f"pickup when idle, p50 against the best peer ({TITLES[best]})",
+                shown[OURS][0] / shown[best][0],
+                1.2,
+            ),
+            Goal("idle worker, share of a core", 100 * statistics.mean(idle), 1, unit="%"),
+        ]
+    )
+    return figures
