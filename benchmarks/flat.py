@@ -37,13 +37,7 @@ if TYPE_CHECKING:
     from benchmarks.progress import Step
 
 # How many answers are stored with a score, and how many wait beside them. The first is what the others are compared with.
-import os as _o
-
-SIZES = (
-    ((10_000, 0), (100_000, 0), (200_000, 0), (100_000, 100_000))
-    if _o.environ.get("SMALL")
-    else ((10_000, 0), (1_000_000, 0), (5_000_000, 0), (1_000_000, 1_000_000))
-)
+SIZES = ((10_000, 0), (1_000_000, 0), (5_000_000, 0), (1_000_000, 1_000_000))
 ROUNDS, WARM_UP = 300, 60
 COMMAND_ROUNDS = 7
 VERIFIED = 1_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sqlalchemy import (
@@ -80,6 +81,7 @@ async def measure(step: Step) -> Figures:
         [],
         notes=["Each is acknowledged after its own commit, or the one that it shares. fsync is on."],
     )
+    alone: dict[str, list[float]] = {}
     for pool_size in POOL_SIZES:
         step(f"{pool_size} connections")
         async with pipeline(pool_size=pool_size) as line:
@@ -87,8 +89,8 @@ async def measure(step: Step) -> Figures:
                 await conn.run_sync(bare.metadata.create_all)
             async with open_producer(line.settings, engine=line.engine) as producer:
                 ways: dict[str, Callable[[], Awaitable[object]]] = {
-                    "bare": lambda line=line: _inserted(line),
-                    "submit": lambda producer=producer: producer.submit(**ANSWER),
+                    "bare": partial(_inserted, line),
+                    "submit": partial(producer.submit, **ANSWER),
                 }
                 if pool_size == POOL_SIZES[0]:
                     alone = await _alone(ways)

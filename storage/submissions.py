@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from uuid import UUID
 
-    from sqlalchemy import TextClause
     from sqlalchemy.ext.asyncio import AsyncConnection
+    from sqlalchemy.sql.selectable import TextualSelect
 
 _COLUMNS = (
     "response_id, user_id, anonymous_token, module_slug, question_id, learning_outcome_id, content_id, "
@@ -45,7 +45,7 @@ _ONE = """
 """
 
 
-def _submit(given: str) -> TextClause:
+def _submit(given: str) -> TextualSelect:
     # Responses and their handoffs in one statement, so that neither can exist without the other. Each is pinned to the
     # question that is published at this moment; without one its handoff is never due.
     return text(f"""

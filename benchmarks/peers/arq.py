@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from arq import create_pool
 from arq.connections import RedisSettings
@@ -17,6 +17,7 @@ from benchmarks.peers.scoring import Scoring, open_scoring
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from arq.typing import WorkerCoroutine
     from asyncpg import Pool
 
     from benchmarks.peers.contract import Submit
@@ -47,19 +48,19 @@ async def submitting(settings: Settings, pool: Pool) -> AsyncIterator[Submit]:
         await redis.aclose()
 
 
-async def _score(context: dict[str, Any], response_id: int, text: str) -> None:
-    scoring: Scoring = context["scoring"]
+async def _score(ctx: dict[Any, Any], response_id: int, text: str) -> None:
+    scoring: Scoring = ctx["scoring"]
     await scoring.score(response_id, text)
 
 
-async def _ready(_: dict[str, Any]) -> None:
+async def _ready(ctx: dict[Any, Any]) -> None:  # noqa: ARG001 - what arq passes
     ready()
 
 
 async def _work(settings: Settings) -> None:
     async with open_scoring(settings) as scoring:
         worker = Worker(
-            functions=[func(_score, name=JOB)],
+            functions=[func(cast("WorkerCoroutine", _score), name=JOB)],
             redis_settings=RedisSettings.from_dsn(settings.redis_url),
             ctx={"scoring": scoring},
             on_startup=_ready,

@@ -23,12 +23,11 @@ if TYPE_CHECKING:
     from benchmarks.peers.contract import Submit
     from benchmarks.peers.settings import Settings
 
-TH = False
 JOB = "score"
-# Every running job holds a thread. 8 by default.
+# 8 by default. Every running job holds a thread, so many more cost more than they bring.
 SLOTS = 32
-# 1000 by default: how long a consumer that found nothing may sleep before it looks again.
-IDLE_MILLISECONDS = 10
+# 1000 by default: the longest that a consumer which found nothing sleeps before it looks again.
+IDLE_MILLISECONDS = 5
 STOP_MILLISECONDS = 2000
 
 
@@ -49,10 +48,7 @@ async def submitting(settings: Settings, pool: Pool) -> AsyncIterator[Submit]:
 
     async def hand_off(response_id: int, text: str) -> None:
         # Its client blocks. On the loop's own thread that is quicker than a hop to another one.
-        if TH:
-            await asyncio.to_thread(job.send, response_id, text)
-        else:
-            job.send(response_id, text)
+        job.send(response_id, text)
 
     try:
         yield store_then(pool, hand_off)

@@ -29,7 +29,6 @@ SLOTS = 100
 CONCURRENT_COMMANDS = 64
 # Every slot waits on a connection of its own; the client's limit is 100 by default.
 CONNECTIONS = 1000
-OPT: Any = {}
 # No result is kept (-1 is "disabled"), and no time limit is watched (0), which none of the others does either.
 JOB_SETTINGS = {"ttl": -1, "timeout": 0}
 
@@ -37,7 +36,7 @@ JOB_SETTINGS = {"ttl": -1, "timeout": 0}
 def _queue(settings: Settings) -> Any:
     # ``dump`` and ``load`` are documented for this: the quickest JSON.
     return RedisQueue(
-        Redis.from_url(settings.redis_url, max_connections=CONNECTIONS, **OPT),
+        Redis.from_url(settings.redis_url, max_connections=CONNECTIONS),
         dump=orjson.dumps,
         load=orjson.loads,
         max_concurrent_ops=CONCURRENT_COMMANDS,

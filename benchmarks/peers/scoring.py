@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from benchmarks.peers.settings import Settings
 
-# More connections do not make scores quicker on a small machine; commits wait for the same disk.
+# More connections did not make scores quicker on a small machine; all commits wait for the same disk.
 WORKER_CONNECTIONS = 12
 
 

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from benchmarks.peers.contract import Submit
     from benchmarks.peers.settings import Settings
 
-PRE = None
 JOB = "score"
-# 16 by default; these jobs wait for the network. As many again are prefetched, its own default.
+# 16 by default; these jobs wait for the network.
 SLOTS = 100
+# As many as there are slots by default: messages that wait in the process, so that no slot waits for Redis.
+PREFETCHED = 500
 # No result is kept, no line is logged for a job.
 JOB_SETTINGS: dict[str, Any] = {"name": JOB, "ttl": 0, "silent": True}
 
@@ -61,8 +62,8 @@ def work(settings: Settings) -> None:
         redis_url=settings.redis_url,
         concurrency=settings.slots or SLOTS,
         lifespan=lifespan,
+        prefetch=PREFETCHED,
         anyio_kwargs={"use_uvloop": True},
-        prefetch=PRE,
     )
 
     async def score(response_id: int, text: str) -> None:
