@@ -11,7 +11,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks import deadline, flat, model_bound, pickup, start, submit, throughput
+from benchmarks import (
+    churn,
+    deadline,
+    flat,
+    lanes,
+    model_bound,
+    pickup,
+    service_times,
+    simulation,
+    start,
+    submit,
+    throughput,
+)
 from benchmarks.figures import show_goals
 from benchmarks.progress import Bar, Step
 
@@ -37,7 +49,11 @@ PARTS = {
     "submit": Part(submit.measure, 60, submit.STEPS),
     "flat": Part(flat.measure, 240, flat.STEPS),
     "deadline": Part(deadline.measure, 45, deadline.STEPS),
-    "start": Part(start.measure, 40, start.STEPS),
+    "start": Part(start.measure, 15, start.STEPS),
+    "service": Part(service_times.measure, 20, service_times.STEPS),
+    "simulation": Part(simulation.measure, 60, simulation.STEPS),
+    "lanes": Part(lanes.measure, 170, lanes.STEPS),
+    "churn": Part(churn.measure, 200, churn.STEPS),
 }
 RESULTS = Path(__file__).parent / "results.json"
 

@@ -22,12 +22,15 @@ from tests.databases import add_users, upgrade
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from benchmarks.progress import Step
+
 HANDOFFS = 1_000_000
 BATCH = 100
 # So many batches wait between submit and lease: a table that is never empty, as under load.
 AHEAD = 20
 SUBMITTERS, SCORERS = 2, 2
 MINUTE_SECONDS = 60.0
+STEPS = 20
 QUESTION = {"module_slug": "bench", "question_id": "q", "question_text": "Why?", "rubric": "Because."}
 ANSWER = {"user_id": 1, "module_slug": "bench", "question_id": "q", "answer_text": "word " * 20}
 SCORE = {"overall_score": 4.0, "reasoning": "Names both."}
@@ -96,14 +99,17 @@ class Churn:
             return (await conn.execute(_SIZES)).mappings().one()
 
 
-async def _run(engine: AsyncEngine) -> tuple[Churn, deque[Any]]:
+async def _run(engine: AsyncEngine, step: Step) -> tuple[Churn, deque[Any]]:
     churn = Churn(engine)
     sizes: deque[Any] = deque()
 
     async def watch() -> None:
+        said = 0
         while True:
             sizes.append(await churn.sizes())
-            print(f"\r{churn.settled:,} of {HANDOFFS:,} handoffs came and went", end="", flush=True)
+            if churn.settled >= said * HANDOFFS / STEPS:
+                said += 1
+                step(f"{churn.settled:,} of {HANDOFFS:,} handoffs came and went")
             await asyncio.sleep(2)
 
     watching = asyncio.create_task(watch())
@@ -113,12 +119,11 @@ async def _run(engine: AsyncEngine) -> tuple[Churn, deque[Any]]:
         for _ in range(SCORERS):
             group.create_task(churn.score())
     watching.cancel()
-    print("\r" + " " * 60 + "\r", end="")
     sizes.append(await churn.sizes())
     return churn, sizes
 
 
-async def measure() -> Figures:
+async def measure(step: Step) -> Figures:
     """Measure lease, renew and settle in the first and in the last minute of a million handoffs."""
     with embedded_servers() as servers:
         await upgrade(servers.database_url)
@@ -126,7 +131,7 @@ async def measure() -> Figures:
         engine = create_engine(servers.database_url, pool_size=8)
         async with engine.begin() as conn:
             await publish_questions(conn, [QUESTION])
-        churn, sizes = await _run(engine)
+        churn, sizes = await _run(engine, step)
         await engine.dispose()
     lasted = time.perf_counter() - churn.began
     figures = Figures(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from benchmarks.progress import Step
     from demo.servers import Servers
     from producers import Producer
 
@@ -36,6 +37,7 @@ PHASE_SECONDS = 25.0
 SLOTS = 200
 # A model that takes its time, and none at all: then the machine itself is the limit.
 SCORER_SECONDS = (1.0, 0.0)
+STEPS = len(SCORER_SECONDS)
 QUESTION = {"module_slug": "bench", "question_id": "q", "question_text": "Why?", "rubric": "Because."}
 ANSWER: dict[str, Any] = {"module_slug": "bench", "question_id": "q", "answer_text": "word " * 120}
 
@@ -127,7 +129,7 @@ async def _measure(servers: Servers, scorer_seconds: float, log: Path) -> list[t
     return [(name, _pickups(log, acknowledged), int(left)) for name, acknowledged in phases]
 
 
-async def measure() -> Figures:
+async def measure(step: Step) -> Figures:
     """Measure both kinds of scorer, each alone and under a rescore of 100,000 answers."""
     figures = Figures(
         f"Pickup of a live answer while {RESCORED:,} answers are rescored (one worker, {SLOTS} slots)",
@@ -135,6 +137,7 @@ async def measure() -> Figures:
         [],
     )
     for seconds in SCORER_SECONDS:
+        step(f"a scorer of {seconds:g} s")
         with embedded_servers() as servers, tempfile.TemporaryDirectory() as folder:
             await upgrade(servers.database_url)
             await add_users(servers.database_url)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from benchmarks.progress import Step
     from demo.servers import Servers
 
 ROWS = (1, 10, 100, 500)
@@ -52,6 +53,7 @@ PICKUP_PAUSE_SECONDS = 0.02
 ANSWERS = 5_000
 MODEL_CALLS = 400
 SLOTS = 200
+STEPS = 2
 QUESTION = {"module_slug": "bench", "question_id": "q", "question_text": "Why?", "rubric": "Because."}
 ANSWER: dict[str, Any] = {
     "user_id": 1,
@@ -261,13 +263,14 @@ def _row(name: str, seconds: Mapping[int, float], line: Line) -> tuple[str, ...]
     return (name, *(f"{value:.2f}" for value in shown), *(f"{value:.3f}" for value in fitted))
 
 
-async def measure() -> Figures:
+async def measure(step: Step) -> Figures:
     """Measure statements of 1, 10, 100 and 500 rows, the pickup, and a worker's processor time."""
     figures = Figures(
         f"Statements, one at a time, {BACKLOG:,} answers waiting; median of {ROUNDS}, ms",
         ("statement", *(f"{rows} rows" for rows in ROWS), "fitted base", "fitted per row"),
         [],
     )
+    step("statements")
     measured = await _statements()
     for name in measured.took:
         seconds = measured.medians(name)
@@ -281,6 +284,7 @@ async def measure() -> Figures:
             }
         )
     sweep = statistics.median(measured.sweeps[WARM_UP:])
+    step("workers")
     with tempfile.TemporaryDirectory() as folder:
         with embedded_servers() as servers:
             permit = await _permit(servers)

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 JOB = "score"
 # 8 by default. Every running job holds a thread, so many more cost more than they bring.
 SLOTS = 32
-# 1000 by default: the longest that a consumer which found nothing sleeps before it looks again.
-IDLE_MILLISECONDS = 5
+# The longest that a consumer which found nothing sleeps before it looks again. Every idle thread wakes up as often,
+# which hundreds of them cannot bear: then it stays at its default.
+IDLE_MILLISECONDS, MANY_IDLE_MILLISECONDS = 5, 1000
+MANY_THREADS = 200
 STOP_MILLISECONDS = 2000
 
 
@@ -83,7 +85,12 @@ def work(settings: Settings) -> None:
         await scorings[0].score(response_id, text)
 
     dramatiq.actor(score, broker=broker, actor_name=JOB)
-    worker = dramatiq.Worker(broker, worker_threads=settings.slots or SLOTS, worker_timeout=IDLE_MILLISECONDS)
+    slots = settings.slots or SLOTS
+    worker = dramatiq.Worker(
+        broker,
+        worker_threads=slots,
+        worker_timeout=IDLE_MILLISECONDS if slots < MANY_THREADS else MANY_IDLE_MILLISECONDS,
+    )
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     worker.start()
     ready()

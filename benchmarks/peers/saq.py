@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ SLOTS = 100
 # 20 by default: how many commands a queue sends at the same time. As many as there are submitters.
 CONCURRENT_COMMANDS = 64
 # Every slot waits on a connection of its own; the client's limit is 100 by default.
-CONNECTIONS = 1000
+CONNECTIONS_BESIDE_SLOTS = 100
 # No result is kept (-1 is "disabled"), and no time limit is watched (0), which none of the others does either.
 JOB_SETTINGS = {"ttl": -1, "timeout": 0}
 
@@ -36,7 +37,9 @@ JOB_SETTINGS = {"ttl": -1, "timeout": 0}
 def _queue(settings: Settings) -> Any:
     # ``dump`` and ``load`` are documented for this: the quickest JSON.
     return RedisQueue(
-        Redis.from_url(settings.redis_url, max_connections=CONNECTIONS),
+        Redis.from_url(
+            settings.redis_url, max_connections=(settings.slots or SLOTS) + CONNECTIONS_BESIDE_SLOTS
+        ),
         dump=orjson.dumps,
         load=orjson.loads,
         max_concurrent_ops=CONCURRENT_COMMANDS,
@@ -67,19 +70,26 @@ async def _score(context: dict[str, Any], *, response_id: int, text: str) -> Non
     await scoring.score(response_id, text)
 
 
+async def _ready_when_waiting(queue: Any, slots: int) -> None:
+    """Until every slot has its connection, jobs that it has taken but not begun can be swept away as stuck."""
+    while (await queue.redis.info("clients"))["blocked_clients"] < slots:  # noqa: ASYNC110 - in another process
+        await asyncio.sleep(0.05)
+    ready()
+
+
 async def _work(settings: Settings) -> None:
+    slots = settings.slots or SLOTS
     queue = _queue(settings)
     await queue.connect()
     async with open_scoring(settings) as scoring:
 
         async def startup(context: dict[str, Any]) -> None:
             context["scoring"] = scoring
-            ready()
 
-        worker = Worker(
-            queue, functions=[(JOB, _score)], concurrency=settings.slots or SLOTS, startup=startup
-        )
+        worker = Worker(queue, functions=[(JOB, _score)], concurrency=slots, startup=startup)
+        waiting = asyncio.create_task(_ready_when_waiting(queue, slots))
         await worker.start()
+        waiting.cancel()
     await queue.disconnect()
 
 

@@ -58,11 +58,12 @@ def work(settings: Settings) -> None:
             ready()
             yield scoring
 
+    slots = settings.slots or SLOTS
     worker = Worker(
         redis_url=settings.redis_url,
-        concurrency=settings.slots or SLOTS,
+        concurrency=slots,
         lifespan=lifespan,
-        prefetch=PREFETCHED,
+        prefetch=max(PREFETCHED, slots),
         anyio_kwargs={"use_uvloop": True},
     )
 

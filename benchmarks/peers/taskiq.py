@@ -62,6 +62,7 @@ async def _no_work_here(response_id: int, text: str) -> None:
 
 def work(settings: Settings) -> None:
     """Run, in this process, what ``taskiq worker --workers 1`` runs in its child; uvloop is its own default."""
+    slots = settings.slots or SLOTS
     broker = _broker(settings)
     opened = open_scoring(settings)
     scorings: list[Scoring] = []
@@ -85,8 +86,8 @@ def work(settings: Settings) -> None:
             broker=broker,
             modules=[],
             configure_logging=False,
-            max_async_tasks=settings.slots or SLOTS,
-            max_prefetch=PREFETCHED,
+            max_async_tasks=slots,
+            max_prefetch=max(PREFETCHED, slots),
             no_parse=True,  # arguments are not checked against the annotations, which none of the others does
         )
     )

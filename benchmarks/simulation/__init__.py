@@ -5,6 +5,6 @@
 
 from __future__ import annotations
 
-from benchmarks.simulation.check import measure
+from benchmarks.simulation.check import STEPS, measure
 
-__all__ = ["measure"]
+__all__ = ["STEPS", "measure"]

@@ -25,6 +25,7 @@ from tests.databases import add_users, upgrade
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from benchmarks.progress import Step
     from demo.servers import Servers
 
 SLOTS = 200
@@ -60,6 +61,9 @@ CASES = (
     Case("provider's limit, 6,000 a minute", 2_000, 1.0, 6_000),
     Case("statements: the model takes 1 ms", 20_000, 0.001),
 )
+
+
+STEPS = len(CASES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,7 @@ def _simulated(case: Case) -> Outcome:
     )
 
 
-async def measure() -> Figures:
+async def measure(step: Step) -> Figures:
     """Run small cases through the real system and through the simulation: slots, limit or statements are full."""
     figures = Figures(
         f"Answers that come at once, one worker of {SLOTS} slots, model log-normal: real and simulated",
@@ -134,6 +138,7 @@ async def measure() -> Figures:
         [],
     )
     for case in CASES:
+        step(case.full)
         with embedded_servers() as servers, tempfile.TemporaryDirectory() as folder:
             real = await _real(servers, Path(folder) / "worker.log", case)
         simulated = _simulated(case)

@@ -27,6 +27,7 @@ class Proxy:
         self.silent = False
         self.lost_replies = 0
         self.seen = bytearray()
+        self.requests = 0  # reads of what clients sent; what is written at once is read at once
 
     @property
     def port(self) -> int:
@@ -95,6 +96,7 @@ class Proxy:
             while chunk := await reader.read(65536):
                 if not replies:
                     self.seen += chunk
+                    self.requests += 1
                 elif self._lose_reply_with is not None and self._lose_reply_with in chunk:
                     self._lose_reply_with = None
                     self.lost_replies += 1
