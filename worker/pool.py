@@ -203,7 +203,11 @@ class ScoringPool:
         lease = held.lease.under(held.lease_token)
         self._scoring[lease.lane] -= 1
         outcome = _AMISS if task.cancelled() or task.exception() else task.result()
-        self._on_cost(lease.handoff_id, outcome.usage if isinstance(outcome, Score) else None)
+        try:
+            self._on_cost(lease.handoff_id, outcome.usage if isinstance(outcome, Score) else None)
+        except Exception as exc:  # noqa: BLE001 - foreign values
+            self._log_nonsense(lease, exc)
+            outcome = _AMISS
         if held.given_up:
             return
         if task.cancelled() and self._stopping:
@@ -216,13 +220,17 @@ class ScoringPool:
             transition = self._judge(lease, outcome, others_succeeded=others_succeeded)
         except Exception as exc:  # noqa: BLE001 - foreign values
             # An outcome with, say, a text for seconds. Without a transition the answer would be held for ever.
-            logger.error(  # noqa: TRY400 - a traceback's values may quote the answer
-                "The scorer raised an outcome that makes no sense.",
-                extra={"response_id": lease.response_id, "error": type(exc).__name__},
-            )
+            self._log_nonsense(lease, exc)
             transition = self._judge(lease, _AMISS, others_succeeded=others_succeeded)
         self._settler.put(lease, transition)
         self._on_change()
+
+    @staticmethod
+    def _log_nonsense(lease: Lease, exc: Exception) -> None:
+        logger.error(
+            "The scorer's outcome makes no sense.",  # and no traceback: its values may quote the answer
+            extra={"response_id": lease.response_id, "error": type(exc).__name__},
+        )
 
     def _judge(self, lease: Lease, outcome: Score | ScoringError, *, others_succeeded: bool) -> Transition:
         was_open = self._breaker.is_open

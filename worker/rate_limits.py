@@ -35,6 +35,8 @@ ALONE_SECONDS = 2.0
 # How much of the newest reply goes into what the next one is expected to cost.
 _NEWEST = 0.1
 _PREFIX = "scoring:rate"
+# No answer costs so many requests or tokens.
+_MOST = 100_000_000
 
 
 @dataclass(slots=True)
@@ -160,9 +162,11 @@ class RateLimits:
         charged = self._charged.pop(handoff_id, None)
         if usage is None or charged is None:
             return
-        if self._requests is not None:
-            self._requests.owed += max(0, usage.requests - 1)
-        if self._tokens is not None and (tokens := usage.input_tokens + usage.output_tokens):
+        # A scorer of somebody's own may say anything: what is no number, below nothing or beyond all bounds would spoil
+        # the account for ever.
+        if self._requests is not None and 1 < usage.requests < _MOST:
+            self._requests.owed += usage.requests - 1
+        if self._tokens is not None and 0 < (tokens := usage.input_tokens + usage.output_tokens) < _MOST:
             self._tokens.owed += tokens - charged
             self._expected_tokens += _NEWEST * (tokens - self._expected_tokens)
 

@@ -103,6 +103,8 @@ class SharedBreaker:
                 self._breaker.go_alone()
                 self._joined = False
                 self._on_change()
+                # What could not be told is told a period later, and not again and again meanwhile.
+                self._wanted.clear()
             else:
                 self._outage.over()
             period = OPEN_PERIOD_SECONDS if self._breaker.is_open else CLOSED_PERIOD_SECONDS

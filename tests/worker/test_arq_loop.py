@@ -9,6 +9,7 @@ import pickle
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from arq.worker import Worker
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from producers import Producer
@@ -18,18 +19,19 @@ from tests.factories import submission
 from tests.producers.waiting import eventually
 from tests.worker.conftest import settings_of
 from tests.worker.scripted import ScriptedScorer, in_background, scored_once, submit_answers
-from worker.arq_loop import ArqLoop
-from worker.arq_worker import HardenedWorker
+from worker.arq_loop import ArqLoop, connect_arq
+from worker.arq_worker import HardenedWorker, arq_options
 from worker.runtime import Runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from redis.asyncio import Redis
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from demo.servers import Servers
+    from worker.settings import ScoringSettings
 
     Running = Callable[..., AbstractAsyncContextManager[Runtime]]
 
@@ -301,6 +303,69 @@ async def test_a_lost_connection_ends_no_loop(
             ids = await submit_answers(engine, 2)
             await Bell(redis).ring([ScoreResponses(response_ids=tuple(ids))])
             await eventually(lambda: scored_once(engine, ids))
+
+
+class Recorder:
+    """In place of a runtime: writes down what messages name."""
+
+    def __init__(self) -> None:
+        self.taken: list[int] = []
+
+    async def take(self, response_ids: Sequence[int]) -> None:
+        self.taken += response_ids
+        await asyncio.sleep(0)
+
+
+async def test_beside_arqs_own_worker(settings: Callable[..., ScoringSettings], redis: Redis) -> None:
+    """Ours and arq's own worker read one queue side by side, and each message is run by one of them."""
+    numbers = range(1, 301)
+    for number in numbers:
+        await Bell(redis).ring([ScoreResponses(response_ids=(number,))])
+    ours, theirs = Recorder(), Recorder()
+    worker = HardenedWorker(connect_arq(settings()), {"runtime": ours})
+    arq = Worker(
+        redis_pool=connect_arq(settings()),
+        handle_signals=False,
+        burst=True,
+        poll_delay=0.001,
+        ctx={"runtime": theirs},
+        **arq_options(),
+    )
+
+    async def empty() -> bool:
+        await worker.poll_once()
+        return int(await redis.zcard(QUEUE_NAME)) == 0
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(arq.main())  # until it finds the queue empty
+        await eventually(empty)
+    await worker.finish(1)
+    await arq.pool.aclose()
+
+    assert sorted(ours.taken + theirs.taken) == list(numbers)
+    assert ours.taken
+    assert theirs.taken
+    assert [key async for key in redis.scan_iter("arq:*")] == []
+
+
+async def test_a_message_that_arq_is_reading_is_left_to_it(
+    settings: Callable[..., ScoringSettings], redis: Redis
+) -> None:
+    """What another worker has marked as being read is not taken, and does not hide what lies behind it."""
+    for number in (1, 2):
+        await Bell(redis).ring([ScoreResponses(response_ids=(number,))])
+    first, second = await redis.zrange(QUEUE_NAME, 0, -1)
+    await redis.set(b"arq:in-progress:" + first, b"1")
+    ours = Recorder()
+    worker = HardenedWorker(connect_arq(settings()), {"runtime": ours})
+
+    await worker.poll_once()
+    await eventually(lambda: ours.taken)
+    await worker.finish(1)
+
+    assert ours.taken == [2]
+    assert await redis.zrange(QUEUE_NAME, 0, -1) == [first]
+    assert not await redis.exists(b"arq:in-progress:" + second)
 
 
 async def test_a_claim_message_is_served(running: Running, engine: AsyncEngine, redis: Redis) -> None:
