@@ -31,7 +31,7 @@ test: $(STAMP) ## Run the whole test suite against real servers, with branch cov
 chaos: $(STAMP) ## Break everything at random for SECONDS=120 (and SEED=...), then audit every answer
 	@$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),120) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-bench: $(STAMP) ## Measure on this machine; ONLY=lanes or ONLY=churn for one part
+bench: $(STAMP) ## Measure on this machine, half an hour; ONLY=pickup (or throughput, model, ...) for one part
 	@$(BIN)/python -m benchmarks $(ONLY)
 
 lint: $(STAMP) ## Check style, types, import contracts, dead code and dependencies
@@ -52,6 +52,8 @@ lock: ## Resolve the dependencies anew (needs uv)
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header \
 		--no-emit-index-url --no-annotate --extra worker --constraint requirements/dev.lock \
 		--output-file requirements/worker.lock
+	uv pip compile requirements/peers.in --override benchmarks/peers/overrides.txt --universal --python-version 3.11 \
+		--generate-hashes --no-header --no-emit-index-url --no-annotate --output-file requirements/peers.lock
 
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

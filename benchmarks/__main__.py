@@ -25,6 +25,7 @@ from benchmarks import (
     throughput,
 )
 from benchmarks.figures import show_goals
+from benchmarks.plot import draw
 from benchmarks.progress import Bar, Step
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ PARTS = {
     "churn": Part(churn.measure, 200, churn.STEPS),
 }
 RESULTS = Path(__file__).parent / "results.json"
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "performance.png"
 
 
 def _machine() -> dict[str, str | int | None]:
@@ -88,6 +90,7 @@ def main() -> None:
             }
             RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     show_goals(goals)
+    draw(results, PICTURE)
 
 
 if __name__ == "__main__":

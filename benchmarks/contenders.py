@@ -20,10 +20,13 @@ from demo.servers import embedded_servers
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
+    from benchmarks.peers.settings import StackName
+
 BY_HAND = ("by_hand", "by_hand_batched")
 QUEUES = tuple(name for name in INTERPRETERS if name not in BY_HAND)
 TITLES = {
     "arq": "arq, one job an answer",
+    "arq_polling": "arq, looking 100 times a second",
     "saq": "SAQ",
     "taskiq": "taskiq, Redis streams",
     "streaq": "streaq",
@@ -70,7 +73,7 @@ def _command(name: str, *words: str) -> tuple[str, ...]:
 
 @asynccontextmanager
 async def contender(
-    name: str, *, scorer_seconds: float = 0.0, slots: int | None = None
+    name: str, *, scorer_seconds: float = 0.0, slots: int | None = None, stack: StackName = "sqlalchemy"
 ) -> AsyncIterator[Contender]:
     """Start servers and a peer's worker.
 
@@ -78,6 +81,7 @@ async def contender(
         name: One of ``INTERPRETERS``.
         scorer_seconds: How long its job takes before it stores the score.
         slots: Jobs at the same time; by default as the peer recommends.
+        stack: How it reaches PostgreSQL, see ``benchmarks.peers.stacks``.
     """
     with embedded_servers() as servers, tempfile.TemporaryDirectory() as folder:
         environment = {
@@ -86,6 +90,7 @@ async def contender(
             "BENCH_REDIS_URL": servers.redis_url,
             "BENCH_SCORER_SECONDS": str(scorer_seconds),
             "BENCH_STARTS": str(Path(folder) / "starts"),
+            "BENCH_STACK": stack,
             **({"BENCH_SLOTS": str(slots)} if slots else {}),
         }
         subprocess.run(_command(name, "prepare"), env=environment, cwd=ROOT, check=True)  # noqa: ASYNC221

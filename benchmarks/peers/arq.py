@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from arq.typing import WorkerCoroutine
-    from asyncpg import Pool
 
     from benchmarks.peers.contract import Submit
     from benchmarks.peers.settings import Settings
+    from benchmarks.peers.stacks import Stack
 
 JOB = "score"
 # 10 by default, "the maximum number of jobs to run at a time"; these jobs wait for the network.
 SLOTS = 100
-# Half a second by default: between two looks nothing is started. So short costs a tenth of a core while idle.
-POLL_SECONDS = 0.01
+# Its own default: between two looks nothing is started.
+POLL_SECONDS = 0.5
 
 
 async def prepare(settings: Settings) -> None:
@@ -35,7 +35,7 @@ async def prepare(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def submitting(settings: Settings, pool: Pool) -> AsyncIterator[Submit]:
+async def submitting(settings: Settings, stack: Stack) -> AsyncIterator[Submit]:
     """Open arq's pool of Redis connections."""
     redis = await create_pool(RedisSettings.from_dsn(settings.redis_url))
 
@@ -43,7 +43,7 @@ async def submitting(settings: Settings, pool: Pool) -> AsyncIterator[Submit]:
         await redis.enqueue_job(JOB, response_id, text)
 
     try:
-        yield store_then(pool, hand_off)
+        yield store_then(stack, hand_off)
     finally:
         await redis.aclose()
 
@@ -57,7 +57,7 @@ async def _ready(ctx: dict[Any, Any]) -> None:  # noqa: ARG001 - what arq passes
     ready()
 
 
-async def _work(settings: Settings) -> None:
+async def _work(settings: Settings, poll_seconds: float) -> None:
     async with open_scoring(settings) as scoring:
         worker = Worker(
             functions=[func(cast("WorkerCoroutine", _score), name=JOB)],
@@ -65,7 +65,7 @@ async def _work(settings: Settings) -> None:
             ctx={"scoring": scoring},
             on_startup=_ready,
             max_jobs=settings.slots or SLOTS,
-            poll_delay=POLL_SECONDS,
+            poll_delay=poll_seconds,
             keep_result=0,  # nobody asks for the result; it would be one more write a job
             log_results=False,
         )
@@ -74,6 +74,6 @@ async def _work(settings: Settings) -> None:
         await worker.close()
 
 
-def work(settings: Settings) -> None:
+def work(settings: Settings, *, poll_seconds: float = POLL_SECONDS) -> None:
     """Run arq's worker in this process."""
-    run(_work(settings))
+    run(_work(settings, poll_seconds))

@@ -6,17 +6,9 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.peers.answers import (
-    ANSWER_TEXT,
-    INSERT_RESPONSE,
-    INSERT_SCORE,
-    MODEL_ID,
-    QUESTION_ID,
-    SCORE_DATA,
-    USER_ID,
-    open_pool,
-)
+from benchmarks.peers.answers import ANSWER_TEXT
 from benchmarks.peers.measurements import SUBMITTERS, empty_tables
+from benchmarks.peers.stacks import MODEL_ID, QUESTION_ID, SCORE_DATA, USER_ID, Stack, open_pool, open_stack
 
 if TYPE_CHECKING:
     from asyncpg import Pool
@@ -42,24 +34,22 @@ async def singly(settings: Settings, answers: int) -> dict[str, Any]:
     """64 tasks, each: insert an answer, commit, insert its score, commit."""
     tickets = iter(range(answers))
 
-    async def write(pool: Pool) -> None:
+    async def write(stack: Stack) -> None:
         for _ in tickets:
-            async with pool.acquire() as connection:
-                response_id = await connection.fetchval(INSERT_RESPONSE, USER_ID, QUESTION_ID, ANSWER_TEXT)
-                await connection.execute(INSERT_SCORE, response_id, SCORE_DATA, MODEL_ID)
+            await stack.score(await stack.store(ANSWER_TEXT))
 
     await empty_tables(settings)
-    async with open_pool(settings, connections=CONNECTIONS) as pool:
+    async with open_stack(settings, connections=CONNECTIONS) as stack:
         began = time.monotonic()
         async with asyncio.TaskGroup() as group:
             for _ in range(SUBMITTERS):
-                group.create_task(write(pool))
+                group.create_task(write(stack))
         seconds = time.monotonic() - began
     return {"answers": answers, "submit_seconds": seconds, "seconds": seconds}
 
 
 async def batched(settings: Settings, answers: int) -> dict[str, Any]:
-    """Insert 500 answers, commit, insert their 500 scores, commit."""
+    """Insert 500 answers, commit, insert their 500 scores, commit; with the raw driver, whatever the stack."""
     batches = iter([min(ROWS, answers - start) for start in range(0, answers, ROWS)])
 
     async def write(pool: Pool) -> None:

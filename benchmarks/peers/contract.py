@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
-    from asyncpg import Pool
-
     from benchmarks.peers.settings import Settings
+    from benchmarks.peers.stacks import Stack
 
 
 class Stored(NamedTuple):
@@ -31,7 +30,7 @@ class Queue(Protocol):
     async def prepare(self, settings: Settings) -> None:
         """Install what the queue itself needs. May run again."""
 
-    def submitting(self, settings: Settings, pool: Pool) -> AbstractAsyncContextManager[Submit]:
+    def submitting(self, settings: Settings, stack: Stack) -> AbstractAsyncContextManager[Submit]:
         """Open the producer's side."""
 
     def work(self, settings: Settings) -> None:

@@ -18,10 +18,9 @@ from benchmarks.peers.scoring import Scoring, open_scoring
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from asyncpg import Pool
-
     from benchmarks.peers.contract import Submit
     from benchmarks.peers.settings import Settings
+    from benchmarks.peers.stacks import Stack
 
 JOB = "score"
 # 8 by default. Every running job holds a thread, so many more cost more than they bring.
@@ -43,7 +42,7 @@ async def prepare(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def submitting(settings: Settings, pool: Pool) -> AsyncIterator[Submit]:
+async def submitting(settings: Settings, stack: Stack) -> AsyncIterator[Submit]:
     """Open the broker."""
     broker = _broker(settings)
     job = dramatiq.actor(_no_work_here, broker=broker, actor_name=JOB)
@@ -53,7 +52,7 @@ async def submitting(settings: Settings, pool: Pool) -> AsyncIterator[Submit]:
         job.send(response_id, text)
 
     try:
-        yield store_then(pool, hand_off)
+        yield store_then(stack, hand_off)
     finally:
         broker.close()
 

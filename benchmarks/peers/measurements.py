@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from benchmarks.peers.answers import ANSWER_TEXT, open_pool
+from benchmarks.peers.answers import ANSWER_TEXT
+from benchmarks.peers.stacks import open_stack
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -39,13 +40,13 @@ class StalledError(RuntimeError):
 
 
 @asynccontextmanager
-async def producing(queue: Queue, settings: Settings) -> AsyncIterator[tuple[asyncpg.Pool, Submit]]:
-    """Open the pool and the peer's producer."""
+async def producing(queue: Queue, settings: Settings) -> AsyncIterator[Submit]:
+    """Open the way to the database and the peer's producer."""
     async with (
-        open_pool(settings, connections=PRODUCER_CONNECTIONS) as pool,
-        queue.submitting(settings, pool) as submit,
+        open_stack(settings, connections=PRODUCER_CONNECTIONS) as stack,
+        queue.submitting(settings, stack) as submit,
     ):
-        yield pool, submit
+        yield submit
 
 
 async def submit_all(submit: Submit, answers: int) -> None:
@@ -101,7 +102,7 @@ async def all_scored(settings: Settings, *, answers: int, baseline: int) -> None
 async def throughput(queue: Queue, settings: Settings, answers: int) -> dict[str, Any]:
     """Submit so many answers and wait until the last score is stored."""
     baseline = await empty_tables(settings)
-    async with producing(queue, settings) as (_, submit):
+    async with producing(queue, settings) as submit:
         began = time.monotonic()
         await submit_all(submit, answers)
         submit_seconds = time.monotonic() - began
@@ -112,7 +113,7 @@ async def throughput(queue: Queue, settings: Settings, answers: int) -> dict[str
 
 async def submit(queue: Queue, settings: Settings, answers: int) -> dict[str, Any]:
     """Submit so many answers and be done when all are handed off. The tables keep what is in them."""
-    async with producing(queue, settings) as (_, submit_one):
+    async with producing(queue, settings) as submit_one:
         began = time.monotonic()
         await submit_all(submit_one, answers)
         return {"answers": answers, "submit_seconds": time.monotonic() - began}
@@ -125,7 +126,7 @@ async def pickup(queue: Queue, settings: Settings, answers: int) -> dict[str, An
     starts = Path(settings.starts)
     before = len(_content(starts))
     committed: dict[int, int] = {}
-    async with producing(queue, settings) as (_, submit_one):
+    async with producing(queue, settings) as submit_one:
         for _ in range(answers):
             # Pauses of a fixed length could fall in step with a worker that polls.
             await asyncio.sleep(random.uniform(*PAUSE_SECONDS))  # noqa: S311 - no secret

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 from pgqueuer import AsyncpgDriver, PgQueuer, Queries
 
-from benchmarks.peers.answers import INSERT_RESPONSE, QUESTION_ID, USER_ID
 from benchmarks.peers.contract import Stored
 from benchmarks.peers.processes import ready, run
 from benchmarks.peers.scoring import open_scoring
@@ -21,10 +20,9 @@ from benchmarks.peers.scoring import open_scoring
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from asyncpg import Pool
-
     from benchmarks.peers.contract import Submit
     from benchmarks.peers.settings import Settings
+    from benchmarks.peers.stacks import Stack
 
 JOB = "score"
 # 10 by default; "increase batch_size when jobs are short-lived".
@@ -46,16 +44,16 @@ async def prepare(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def submitting(settings: Settings, pool: Pool) -> AsyncIterator[Submit]:  # noqa: ARG001
+async def submitting(settings: Settings, stack: Stack) -> AsyncIterator[Submit]:  # noqa: ARG001
     """Store and enqueue in one transaction: one commit, and quicker than two."""
 
     async def submit(text: str) -> Stored:
-        async with pool.acquire() as connection:
-            async with connection.transaction():
-                response_id = await connection.fetchval(INSERT_RESPONSE, USER_ID, QUESTION_ID, text)
-                queries = Queries(AsyncpgDriver(connection))
-                await queries.enqueue(JOB, b"%d %b" % (response_id, text.encode()))
-            return Stored(response_id, time.monotonic_ns())
+        carried = text.encode() if stack.carries_text else b""
+
+        async def enqueue(connection: Any, response_id: int) -> None:
+            await Queries(AsyncpgDriver(connection)).enqueue(JOB, b"%d %b" % (response_id, carried))
+
+        return Stored(await stack.store_with(text, enqueue), time.monotonic_ns())
 
     yield submit
 

@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from procrastinate import App, PsycopgConnector
 
-from benchmarks.peers.answers import QUESTION_ID, USER_ID
 from benchmarks.peers.contract import Stored
 from benchmarks.peers.measurements import PRODUCER_CONNECTIONS
 from benchmarks.peers.processes import ready, run
 from benchmarks.peers.scoring import open_scoring
+from benchmarks.peers.stacks import QUESTION_ID, USER_ID
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from asyncpg import Pool
-
     from benchmarks.peers.contract import Submit
     from benchmarks.peers.settings import Settings
+    from benchmarks.peers.stacks import Stack
 
 JOB = "score"
 # 1 by default; these jobs wait for the network.
@@ -51,19 +50,20 @@ async def prepare(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def submitting(settings: Settings, pool: Pool) -> AsyncIterator[Submit]:  # noqa: ARG001
+async def submitting(settings: Settings, stack: Stack) -> AsyncIterator[Submit]:
     """Store and defer in one transaction, as its documentation does it: one commit, and quicker than two.
 
-    It takes psycopg's connections only, so the answer goes through its own pool.
+    It takes psycopg's connections only, so the answer goes through its own pool, whatever the stack.
     """
     app = _app(settings, connections=PRODUCER_CONNECTIONS)
     job = app.task(name=JOB)(_no_work_here)
 
     async def submit(text: str) -> Stored:
+        carried = text if stack.carries_text else ""
         async with app.connector.pool.connection() as connection:
             cursor = await connection.execute(_INSERT_RESPONSE, (USER_ID, QUESTION_ID, text))
             (response_id,) = await cursor.fetchone()
-            await job.configure(connection=connection).defer_async(response_id=response_id, text=text)
+            await job.configure(connection=connection).defer_async(response_id=response_id, text=carried)
             await connection.commit()
             return Stored(response_id, time.monotonic_ns())
 

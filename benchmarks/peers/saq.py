@@ -18,10 +18,9 @@ from benchmarks.peers.scoring import Scoring, open_scoring
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from asyncpg import Pool
-
     from benchmarks.peers.contract import Submit
     from benchmarks.peers.settings import Settings
+    from benchmarks.peers.stacks import Stack
 
 JOB = "score"
 # 10 by default; these jobs wait for the network.
@@ -51,7 +50,7 @@ async def prepare(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def submitting(settings: Settings, pool: Pool) -> AsyncIterator[Submit]:
+async def submitting(settings: Settings, stack: Stack) -> AsyncIterator[Submit]:
     """Connect the queue."""
     queue = _queue(settings)
     await queue.connect()
@@ -60,7 +59,7 @@ async def submitting(settings: Settings, pool: Pool) -> AsyncIterator[Submit]:
         await queue.enqueue(JOB, response_id=response_id, text=text, **JOB_SETTINGS)
 
     try:
-        yield store_then(pool, hand_off)
+        yield store_then(stack, hand_off)
     finally:
         await queue.disconnect()
 

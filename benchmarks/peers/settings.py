@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
+
+StackName = Literal["sqlalchemy", "asyncpg"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,8 @@ class Settings:
     starts: str | None
     #: Jobs that a worker may run at the same time, where it is not left to the peer.
     slots: int | None
+    #: How it reaches PostgreSQL, and what messages carry: see ``benchmarks.peers.stacks``.
+    stack: StackName
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -33,4 +37,5 @@ class Settings:
             scorer_seconds=float(os.environ.get("BENCH_SCORER_SECONDS", "0")),
             starts=os.environ.get("BENCH_STARTS") or None,
             slots=int(slots) if slots else None,
+            stack="asyncpg" if os.environ.get("BENCH_STACK") == "asyncpg" else "sqlalchemy",
         )

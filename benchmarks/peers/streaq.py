@@ -14,10 +14,9 @@ from benchmarks.peers.scoring import open_scoring
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from asyncpg import Pool
-
     from benchmarks.peers.contract import Submit
     from benchmarks.peers.settings import Settings
+    from benchmarks.peers.stacks import Stack
 
 JOB = "score"
 # 16 by default; these jobs wait for the network.
@@ -33,7 +32,7 @@ async def prepare(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def submitting(settings: Settings, pool: Pool) -> AsyncIterator[Submit]:
+async def submitting(settings: Settings, stack: Stack) -> AsyncIterator[Submit]:
     """Open a worker that only enqueues, as its documentation does it."""
     worker = Worker(redis_url=settings.redis_url)
     job = worker.task(**JOB_SETTINGS)(_no_work_here)
@@ -42,7 +41,7 @@ async def submitting(settings: Settings, pool: Pool) -> AsyncIterator[Submit]:
         await job.enqueue(response_id, text)
 
     async with worker:
-        yield store_then(pool, hand_off)
+        yield store_then(stack, hand_off)
 
 
 async def _no_work_here(response_id: int, text: str) -> None:

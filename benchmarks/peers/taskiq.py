@@ -19,10 +19,9 @@ from benchmarks.peers.scoring import Scoring, open_scoring
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from asyncpg import Pool
-
     from benchmarks.peers.contract import Submit
     from benchmarks.peers.settings import Settings
+    from benchmarks.peers.stacks import Stack
 
 JOB = "score"
 # Its own default.
@@ -41,7 +40,7 @@ async def prepare(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def submitting(settings: Settings, pool: Pool) -> AsyncIterator[Submit]:
+async def submitting(settings: Settings, stack: Stack) -> AsyncIterator[Submit]:
     """Start the broker as a client."""
     broker = _broker(settings)
     job = broker.task(task_name=JOB)(_no_work_here)
@@ -51,7 +50,7 @@ async def submitting(settings: Settings, pool: Pool) -> AsyncIterator[Submit]:
         await job.kiq(response_id, text)
 
     try:
-        yield store_then(pool, hand_off)
+        yield store_then(stack, hand_off)
     finally:
         await broker.shutdown()
 
