@@ -1,8 +1,8 @@
 """arq's worker, except that it takes messages in one round trip, and that no message can break it.
 
-The protocol in Redis stays arq's: its sorted set, its job format, its keys for what is in progress and how often it was
-tried. arq's own worker takes six round trips from the look at the queue to the first line of a job, which is more time
-than the lease that the job is there for.
+The queue in Redis stays arq's: its sorted set, its job format, and its mark for what is being read, which is respected. arq's
+own worker takes six round trips from the look at the queue to the first line of a job, which is more time than the lease
+that the job is there for.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from producers.contract import DRAIN, QUEUE_NAME, deserialize
-from worker.jobs import JOB_TIMEOUT_SECONDS, MAX_TRIES, functions
+from worker.jobs import JOB_TIMEOUT_SECONDS, functions
 
 if TYPE_CHECKING:
     from arq.connections import ArqRedis
@@ -38,27 +38,22 @@ _ID = re.compile(
 UNREADABLE = "<unreadable>"  # no function is called that
 _NAMES = frozenset(function.name for function in functions())
 HEALTH_SECONDS = 30
-# How long arq remembers that a message was tried.
-_RETRY_EXPIRES_SECONDS = 88_400
 
 CONNECTION_TROUBLE = (RedisConnectionError, RedisTimeoutError, OSError, TimeoutError)
 
-# Take messages: mark each as being read, count the try, and fetch what it says. What arq does in five round trips,
-# and for one message at a time. A key of another type, which whoever can write to Redis may have put there, makes a
-# message without content, which is dropped.
+# Take messages: read what each says and remove it, except those that arq's own worker is reading. What arq does in five
+# round trips, and for one message at a time. A message that is lost with whoever took it costs a sweep and no more, so
+# there is nothing to mark and nothing to tidy up. A key of another type, which whoever can write to Redis may have put
+# there, makes a message without content.
 _PICK = f"""
 local picked = {{}}
-local members = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[2])
-for _, id in ipairs(members) do
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[2])) do
     if #picked >= tonumber(ARGV[3]) then break end
-    if redis.call('SET', '{in_progress_key_prefix}' .. id, '1', 'NX', 'PX', ARGV[4]) then
+    if redis.call('EXISTS', '{in_progress_key_prefix}' .. id) == 0 then
         local message = redis.pcall('GET', '{job_key_prefix}' .. id)
-        local tries = redis.pcall('INCR', '{retry_key_prefix}' .. id)
-        redis.pcall('EXPIRE', '{retry_key_prefix}' .. id, {_RETRY_EXPIRES_SECONDS})
-        if type(message) ~= 'string' or type(tries) ~= 'number' then
-            message, tries = false, 0
-        end
-        table.insert(picked, {{id, message, tries}})
+        redis.call('ZREM', KEYS[1], id)
+        redis.call('DEL', '{job_key_prefix}' .. id, '{retry_key_prefix}' .. id)
+        table.insert(picked, {{id, type(message) == 'string' and message or false}})
     end
 end
 return picked
@@ -127,25 +122,19 @@ class HardenedWorker(Worker):
         self._script = redis.register_script(_PICK)
 
     async def poll_once(self) -> None:
-        """Reap what has ended, look at the queue once, and start what is there.
+        """Look at the queue once, and start what is there.
 
         Raises:
-            redis.exceptions.RedisError: Redis refused, was not reached or did not answer in time, now or when the end
-                of a message was to be noted.
+            redis.exceptions.RedisError: Redis refused, was not reached or did not answer in time.
         """
-        for job_id, task in list(self.tasks.items()):
-            if task.done():
-                del self.tasks[job_id]
-                task.result()
+        self.tasks = {job_id: task for job_id, task in self.tasks.items() if not task.done()}
         if self.allow_pick_jobs and (room := self.max_jobs - len(self.tasks)) > 0:
-            for member, message, tries in await self._pick(room):
-                if _is_readable(member):
-                    job_id = member.decode()
-                    self.tasks[job_id] = self.loop.create_task(self._run(job_id, message, tries))
-                else:
+            for member, message in await self._pick(room):
+                if (job := self._readable(member, message)) is None:
                     self.dropped = True
-                    logger.warning("A message with an id that is none of ours was dropped.")
-                    await self._forget(member)
+                else:
+                    job_id = member.decode()
+                    self.tasks[job_id] = self.loop.create_task(self._run(job_id, job))
         await self.heart_beat()
 
     async def finish(self, timeout_seconds: float) -> None:
@@ -157,43 +146,33 @@ class HardenedWorker(Worker):
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         await self.pool.aclose()
 
-    async def _pick(self, room: int) -> list[tuple[bytes, bytes | None, int]]:
-        """Take so many messages; each with its id, what it says, and how often it was taken."""
+    async def _pick(self, room: int) -> list[tuple[bytes, bytes | None]]:
+        """Take so many messages; each with its id and what it says."""
         now_ms = time.time_ns() // 1_000_000
-        in_progress_ms = int(self.in_progress_timeout_s * 1000)
-        picked: list[tuple[bytes, bytes | None, int]] = await self._script(
-            keys=[self.queue_name], args=[now_ms, self.queue_read_limit, room, in_progress_ms]
+        picked: list[tuple[bytes, bytes | None]] = await self._script(
+            keys=[self.queue_name], args=[now_ms, self.queue_read_limit, room]
         )
         return picked
 
-    async def _forget(self, member: bytes) -> None:
-        prefixes = (in_progress_key_prefix, job_key_prefix, retry_key_prefix)
-        async with self.pool.pipeline(transaction=True) as pipe:
-            pipe.zrem(self.queue_name, member)
-            pipe.delete(*(prefix.encode() + member for prefix in prefixes))
-            await pipe.execute()
-
-    async def _run(self, job_id: str, message: bytes | None, tries: int) -> None:
-        """Run one message; whatever becomes of it, it is read only once, unless this process ends before."""
-        job = _read(message) if message else None
-        if job is None or tries > MAX_TRIES:
-            logger.warning("A message that cannot be run was dropped.", extra={"job_id": job_id})
-            self.dropped = True
+    def _readable(self, member: bytes, message: bytes | None) -> dict[str, Any] | None:
+        """Read a message; None, and a line in the log, where it is none of ours."""
+        if not _is_readable(member):
+            logger.warning("A message with an id that is none of ours was dropped.")
+            return None
+        if (job := _read(message) if message else None) is None:
             self.jobs_failed += 1
-            await self._forget(job_id.encode())
-            return
-        done = True
+            logger.warning("A message that cannot be run was dropped.", extra={"job_id": member.decode()})
+        return job
+
+    async def _run(self, job_id: str, job: dict[str, Any]) -> None:
+        """Run one message."""
         try:
             async with asyncio.timeout(self.job_timeout_s):
                 await self.functions[job["f"]].coroutine(self.ctx, *job["a"])
-            self.jobs_complete += 1
-        except asyncio.CancelledError:
-            done = False  # left to another worker
-            raise
         except Exception as exc:  # noqa: BLE001 - jobs do not raise; one that does all the same is over as well
+            self.jobs_failed += 1
             logger.error(  # noqa: TRY400 - a traceback may quote the message
                 "A message ended with an error.", extra={"job_id": job_id, "error": type(exc).__name__}
             )
-            self.jobs_failed += 1
-        finally:
-            await asyncio.shield(self.finish_job(job_id, done, None, None, False, None, None))
+        else:
+            self.jobs_complete += 1

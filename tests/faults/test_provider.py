@@ -89,6 +89,8 @@ async def test_a_provider_that_is_down_gets_probes_only(
             seconds = time.monotonic() - recovered
             measured(f"provider ({trouble}): all slots busy {seconds:.1f} s after its recovery")
             await all_scored(site, ids)
+            # Reports are seconds old: the next trouble must not be seen in those of this one.
+            await eventually(lambda: closed_for_all(site), patience_seconds=PATIENCE_SECONDS)
 
     counted = await site.counters()
     assert (counted["attempts"], counted["lease_losses"]) == (0, 0)
@@ -98,6 +100,10 @@ async def test_a_provider_that_is_down_gets_probes_only(
 async def open_for_all(site: Site) -> bool:
     seen = await breakers(site)
     return len(seen) == WORKERS and all(each["breaker"] == "open" and each["shared"] for each in seen)
+
+
+async def closed_for_all(site: Site) -> bool:
+    return all(each["breaker"] == "closed" for each in await breakers(site))
 
 
 async def test_a_hanging_provider_is_probed_again_and_again(
