@@ -1,22 +1,21 @@
 from __future__ import annotations
 
+import gc
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from sqlalchemy import event, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import NullPool
 
 from storage import create_engine, get_responses
-from storage.engine import parse_database_url, single_statements
+from storage.engine import _autocommit, parse_database_url, single_statements
 from storage.leases import pull_handoffs
 from tests.factories import LEASE_SECONDS, publish, submit
 from tests.races import committed
-
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
 
 
 @pytest.mark.parametrize("driver", ["postgresql", "postgresql+psycopg2", "postgresql+asyncpg"])
@@ -79,6 +78,31 @@ async def test_statements_stand_alone_only_on_a_connection_of_our_own(
             assert len(transactions) == 2
     finally:
         await engine.dispose()
+
+
+async def test_an_engine_has_one_twin_in_autocommit(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Making one takes longer than taking a connection from it; and it dies with its engine."""
+    made: list[object] = []
+    original = AsyncEngine.execution_options
+
+    def counted(self: AsyncEngine, **options: Any) -> AsyncEngine:
+        made.append(options)
+        return original(self, **options)
+
+    monkeypatch.setattr(AsyncEngine, "execution_options", counted)
+    engine = create_engine(database_url)
+    for _ in range(3):
+        async with single_statements(engine) as conn:
+            await conn.execute(text("SELECT 1"))
+    assert made == [{"isolation_level": "AUTOCOMMIT"}]
+    assert engine in _autocommit
+    await engine.dispose()
+    engines = len(_autocommit)
+    del engine
+    gc.collect()
+    assert len(_autocommit) < engines
 
 
 def test_parameters_of_a_url_are_translated_or_refused() -> None:

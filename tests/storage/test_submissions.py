@@ -89,6 +89,18 @@ async def test_an_answer_is_stored_with_its_handoff(conn: AsyncConnection) -> No
     assert due.all() == [True]
 
 
+async def test_the_plan_of_a_single_submit_is_kept(conn: AsyncConnection) -> None:
+    """PostgreSQL plans the statement five times and then no more: that is a third of its time for the answer."""
+    await publish(conn)
+    for _ in range(8):
+        await submit(conn)
+
+    kept = await conn.execute(
+        text("SELECT generic_plans FROM pg_prepared_statements WHERE statement LIKE '%handed_off%'")
+    )
+    assert max(kept.scalars()) >= 3
+
+
 async def test_a_new_handoff_has_nothing_held_against_it(conn: AsyncConnection) -> None:
     """A handoff starts open, in the live lane, without a lease and with every counter at zero."""
     digest = await publish(conn)

@@ -113,6 +113,29 @@ async def test_without_room_nothing_is_leased(
     scorer.let_go()
 
 
+async def test_few_free_slots_wait_for_company_but_not_for_ever(
+    runtime: Runtime, engine: AsyncEngine, scorer: ScriptedScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slot that is free by itself is not worth a statement at once; it is after a moment, though no other comes free."""
+    monkeypatch.setattr("worker.intake.PULL_SHARE", 2)
+    sent: list[str] = []
+    first = await submit_answers(engine, SLOTS - 1)
+    scorer.hold()
+    await runtime.intake.take(first)
+    late = await submit_answers(engine, 3)
+    event.listen(runtime.engine.sync_engine, "before_cursor_execute", lambda *given: sent.append(given[2]))
+
+    async with in_background(runtime.intake.run()):
+        runtime.intake.more("live")
+        await settled()
+        assert not sent
+        assert not runtime.intake.wants_messages
+        await eventually(lambda: runtime.pool.free_slots == 0)
+        assert len(sent) == 1
+        scorer.let_go()
+        await eventually(lambda: scored_once(engine, first + late))
+
+
 async def test_many_messages_at_once_never_take_too_much(
     runtime: Runtime, engine: AsyncEngine, scorer: ScriptedScorer
 ) -> None:
