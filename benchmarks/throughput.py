@@ -54,7 +54,9 @@ async def submit_all(submit: Callable[[], Awaitable[object]], answers: int) -> f
     return time.perf_counter() - began
 
 
-def _ways(line: Pipeline, producer: Producer) -> dict[str, Callable[[], Awaitable[object]]]:
+def ways(line: Pipeline, producer: Producer) -> dict[str, Callable[[], Awaitable[object]]]:
+    """How a web app submits: through the producer, or in transactions of its own."""
+
     async def coalesced() -> None:
         await producer.submit(**ANSWER)
 
@@ -72,7 +74,7 @@ async def _ours(way: str) -> tuple[float, float]:
     async with pipeline(pool_size=POOL_SIZE) as line:
         with line.worker():
             async with open_producer(line.settings, engine=line.engine) as producer:
-                submit = _ways(line, producer)[way]
+                submit = ways(line, producer)[way]
                 await submit_all(submit, SUBMITTERS)  # connections are opened and statements prepared
                 await line.all_scored(SUBMITTERS)
                 began = time.perf_counter()
