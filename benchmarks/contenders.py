@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 BY_HAND = ("by_hand", "by_hand_batched")
 QUEUES = tuple(name for name in INTERPRETERS if name not in BY_HAND)
 TITLES = {
-    "arq": "arq, one job an answer",
-    "arq_polling": "arq, looking 100 times a second",
+    "arq": "arq, as it comes",
+    "arq_tuned": "arq, tuned",
     "saq": "SAQ",
     "taskiq": "taskiq, Redis streams",
     "streaq": "streaq",

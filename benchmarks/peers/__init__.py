@@ -14,7 +14,7 @@ Interpreter = Literal["project", "peers"]
 #: only Redis clients older than those the others ask for. By hand is at its best with uvloop.
 INTERPRETERS: Final[dict[str, Interpreter]] = {
     "arq": "project",
-    "arq_polling": "project",
+    "arq_tuned": "project",
     "saq": "peers",
     "taskiq": "peers",
     "streaq": "peers",

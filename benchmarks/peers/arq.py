@@ -1,4 +1,4 @@
-"""arq as most people use it: one job an answer, enqueued once the answer is committed."""
+"""arq as it comes: one job an answer, enqueued once the answer is committed."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from benchmarks.peers.stacks import Stack
 
 JOB = "score"
-# 10 by default, "the maximum number of jobs to run at a time"; these jobs wait for the network.
-SLOTS = 100
-# Its own default: between two looks nothing is started.
+# Both are its own defaults. It looks twice a second, at a hundred jobs, and in between starts none.
+SLOTS = 10
 POLL_SECONDS = 0.5
 
 
@@ -57,14 +56,14 @@ async def _ready(ctx: dict[Any, Any]) -> None:  # noqa: ARG001 - what arq passes
     ready()
 
 
-async def _work(settings: Settings, poll_seconds: float) -> None:
+async def _work(settings: Settings, *, slots: int, poll_seconds: float) -> None:
     async with open_scoring(settings) as scoring:
         worker = Worker(
             functions=[func(cast("WorkerCoroutine", _score), name=JOB)],
             redis_settings=RedisSettings.from_dsn(settings.redis_url),
             ctx={"scoring": scoring},
             on_startup=_ready,
-            max_jobs=settings.slots or SLOTS,
+            max_jobs=settings.slots or slots,
             poll_delay=poll_seconds,
             keep_result=0,  # nobody asks for the result; it would be one more write a job
             log_results=False,
@@ -74,6 +73,6 @@ async def _work(settings: Settings, poll_seconds: float) -> None:
         await worker.close()
 
 
-def work(settings: Settings, *, poll_seconds: float = POLL_SECONDS) -> None:
+def work(settings: Settings, *, slots: int = SLOTS, poll_seconds: float = POLL_SECONDS) -> None:
     """Run arq's worker in this process."""
-    run(_work(settings, poll_seconds))
+    run(_work(settings, slots=slots, poll_seconds=poll_seconds))

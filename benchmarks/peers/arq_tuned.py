@@ -1,4 +1,4 @@
-"""arq again, looking a hundred times a second: a tenth of a core while idle, and much quicker."""
+"""arq tuned: a hundred jobs at a time, and a look a hundred times a second, which costs a tenth of a core while idle."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 
 __all__ = ["prepare", "submitting", "work"]
 
-# Shorter ones were no quicker.
+SLOTS = 100
+# Shorter pauses were no quicker.
 POLL_SECONDS = 0.01
 
 
 def work(settings: Settings) -> None:
     """Run arq's worker in this process."""
-    arq.work(settings, poll_seconds=POLL_SECONDS)
+    arq.work(settings, slots=SLOTS, poll_seconds=POLL_SECONDS)
