@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from producers.announcer import Announcer
@@ -98,13 +97,11 @@ class Producer:
                 "content_id": content_id,
                 "answer_text": answer_text,
                 "answer_metadata": answer_metadata,
-                "submission_key": submission_key,
+                # Made here, before the first try, so that our own retries are harmless too.
+                "submission_key": time_ordered_uuid() if submission_key is None else submission_key,
             },
             max_chars=self._max_chars,
         )
-        if submission.submission_key is None:
-            # Made here, before the first try, so that our own retries are harmless too.
-            submission = replace(submission, submission_key=time_ordered_uuid())
         return await self._batcher.submit(submission)
 
     def announce(self, response_ids: Iterable[int]) -> None:

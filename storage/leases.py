@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
+from storage.rows import as_dicts
 from storage.translation import translated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
-    from sqlalchemy import RowMapping, TextClause
+    from sqlalchemy import TextClause
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 # A handoff that lost its lease so often may be what kills its workers: from then on it is leased in a group of its
@@ -141,9 +142,8 @@ _RENEW = text("""
 """)
 
 
-def _decoded(row: RowMapping) -> dict[str, Any]:
+def _decoded(values: dict[str, Any]) -> dict[str, Any]:
     """Read a lease's JSON, here and not in the driver: what Python cannot read must not cost its neighbours' leases."""
-    values = dict(row)
     for name in ("answer_metadata", "trace_context"):
         try:
             values[name] = None if values[name] is None else json.loads(values[name])
@@ -184,7 +184,7 @@ async def lease_handoffs(
         "limit": limit,
     }
     with translated():
-        return [_decoded(row) for row in (await conn.execute(_LEASE_BY_IDS, given)).mappings()]
+        return [_decoded(row) for row in as_dicts(await conn.execute(_LEASE_BY_IDS, given))]
 
 
 async def pull_handoffs(
@@ -204,7 +204,7 @@ async def pull_handoffs(
     """
     given = {"lane": lane, "lease_token": lease_token, "lease_seconds": lease_seconds, "limit": limit}
     with translated():
-        return [_decoded(row) for row in (await conn.execute(_PULL, given)).mappings()]
+        return [_decoded(row) for row in as_dicts(await conn.execute(_PULL, given))]
 
 
 async def pull_suspects(
@@ -229,7 +229,7 @@ async def pull_suspects(
     """
     given = {"slots": slots, "lease_token": lease_token, "lease_seconds": lease_seconds, "limit": limit}
     with translated():
-        return [_decoded(row) for row in (await conn.execute(_PULL_SUSPECTS, given)).mappings()]
+        return [_decoded(row) for row in as_dicts(await conn.execute(_PULL_SUSPECTS, given))]
 
 
 async def suspect_waits(conn: AsyncConnection, *, lease_seconds: float) -> bool:
@@ -249,9 +249,7 @@ async def bury_lost(conn: AsyncConnection, *, lease_seconds: float) -> list[dict
         ``handoff_id`` and ``response_id`` of each.
     """
     with translated():
-        return [
-            dict(row) for row in (await conn.execute(_BURY_LOST, {"lease_seconds": lease_seconds})).mappings()
-        ]
+        return list(as_dicts(await conn.execute(_BURY_LOST, {"lease_seconds": lease_seconds})))
 
 
 async def renew_leases(

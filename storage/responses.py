@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import case, func, lateral, select, true
 
 from storage.errors import InvalidInputError
+from storage.rows import as_dicts
 from storage.tables import handoffs, responses, scores
 from storage.translation import translated
 from storage.validation import Owner, checked_owner
@@ -119,7 +120,7 @@ async def get_responses(
     if question_id is not None:
         query = query.where(responses.c.question_id == question_id)
     with translated():
-        return [_nested(dict(row)) for row in (await conn.execute(query)).mappings()]
+        return [_nested(row) for row in as_dicts(await conn.execute(query))]
 
 
 async def get_responses_for_question(
@@ -189,4 +190,4 @@ async def get_scores(
         .order_by(scores.c.score_id.desc())
     )
     with translated():
-        return [dict(row) for row in (await conn.execute(query)).mappings()]
+        return list(as_dicts(await conn.execute(query)))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
+from storage.rows import as_dicts
 from storage.translation import translated
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ async def settle_handoffs(conn: AsyncConnection, settlements: Sequence[Settlemen
         "score_data": [json.dumps(settlement.score_data, allow_nan=False) for settlement in settlements],
     }
     with translated():
-        return [dict(row) for row in (await conn.execute(_SETTLE, given)).mappings()]
+        return list(as_dicts(await conn.execute(_SETTLE, given)))
 
 
 async def _released(

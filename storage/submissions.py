@@ -9,6 +9,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from storage.errors import StorageUnavailableError, SubmissionKeyConflictError
 from storage.keys import time_ordered_uuid
+from storage.rows import as_dicts
 from storage.translation import translated
 from storage.validation import Submission, checked_submission
 
@@ -177,7 +178,7 @@ async def submit_responses(
             result = await conn.execute(_SUBMIT_ONE, {name: value for name, (value,) in given.items()})
         else:
             result = await conn.execute(_SUBMIT, given)
-        rows = {row.submission_key: dict(row._mapping) for row in result}  # noqa: SLF001 - SQLAlchemy's public name
+        rows = {row["submission_key"]: row for row in as_dicts(result)}
         if len(rows) < len(keys):
             rows |= await _submitted_before(conn, checked, keys)
     if not rows.keys() >= set(keys):
@@ -213,9 +214,8 @@ async def _submitted_before(
         },
     )
     rows: dict[UUID, dict[str, Any]] = {}
-    for row in result:
-        values = dict(row._mapping)  # noqa: SLF001
-        if not values.pop("is_askers"):
+    for row in as_dicts(result):
+        if not row.pop("is_askers"):
             raise SubmissionKeyConflictError
-        rows[row.submission_key] = values
+        rows[row["submission_key"]] = row
     return rows
