@@ -11,13 +11,11 @@ from uuid import uuid4
 from sqlalchemy import text
 
 from benchmarks.figures import Figures, quantile
-from demo.servers import embedded_servers
-from storage import create_engine, submit_responses
+from benchmarks.pipeline import pipeline
+from storage import submit_responses
 from storage.engine import single_statements
 from storage.leases import pull_handoffs, renew_leases
-from storage.questions import publish_questions
 from storage.settlements import Settlement, settle_handoffs
-from tests.databases import add_users, upgrade
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -31,7 +29,6 @@ AHEAD = 20
 SUBMITTERS, SCORERS = 2, 2
 MINUTE_SECONDS = 60.0
 STEPS = 20
-QUESTION = {"module_slug": "bench", "question_id": "q", "question_text": "Why?", "rubric": "Because."}
 ANSWER = {"user_id": 1, "module_slug": "bench", "question_id": "q", "answer_text": "word " * 20}
 SCORE = {"overall_score": 4.0, "reasoning": "Names both."}
 
@@ -125,14 +122,8 @@ async def _run(engine: AsyncEngine, step: Step) -> tuple[Churn, deque[Any]]:
 
 async def measure(step: Step) -> Figures:
     """Measure lease, renew and settle in the first and in the last minute of a million handoffs."""
-    with embedded_servers() as servers:
-        await upgrade(servers.database_url)
-        await add_users(servers.database_url)
-        engine = create_engine(servers.database_url, pool_size=8)
-        async with engine.begin() as conn:
-            await publish_questions(conn, [QUESTION])
-        churn, sizes = await _run(engine, step)
-        await engine.dispose()
+    async with pipeline(pool_size=8) as line:
+        churn, sizes = await _run(line.engine, step)
     lasted = time.perf_counter() - churn.began
     figures = Figures(
         f"{churn.settled:,} handoffs came and went in {lasted:,.0f} s, autovacuum at its defaults",

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import tempfile
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
 from benchmarks.figures import Figures, quantile
-from benchmarks.scorers import LOG_VARIABLE, NAME, SECONDS_VARIABLE
-from demo.servers import embedded_servers
-from demo.worker_process import worker_process
-from producers import ProducerSettings, open_producer
+from benchmarks.pipeline import ANSWER, pipeline
+from producers import open_producer
 from storage import submit_responses
 from storage.dead import rescore_responses
-from storage.questions import publish_questions
-from tests.databases import add_users, upgrade
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from benchmarks.pipeline import Pipeline
     from benchmarks.progress import Step
-    from demo.servers import Servers
     from producers import Producer
 
 RESCORED = 100_000
@@ -38,8 +31,7 @@ SLOTS = 200
 # A model that takes its time, and none at all: then the machine itself is the limit.
 SCORER_SECONDS = (1.0, 0.0)
 STEPS = len(SCORER_SECONDS)
-QUESTION = {"module_slug": "bench", "question_id": "q", "question_text": "Why?", "rubric": "Because."}
-ANSWER: dict[str, Any] = {"module_slug": "bench", "question_id": "q", "answer_text": "word " * 120}
+LIVE = ANSWER | {"user_id": 2}
 
 # As if all of them had been scored.
 _SCORED = text("""
@@ -53,7 +45,7 @@ async def _store_scored(engine: AsyncEngine, number: int) -> list[int]:
     ids: list[int] = []
     for _ in range(number // CHUNK):
         async with engine.begin() as conn:
-            rows = await submit_responses(conn, [{"user_id": 1, **ANSWER} for _ in range(CHUNK)])
+            rows = await submit_responses(conn, [ANSWER] * CHUNK)
             await conn.execute(_SCORED)
         ids += [row["response_id"] for row in rows]
     return ids
@@ -63,7 +55,7 @@ async def _live_answers(producer: Producer, stop: asyncio.Event) -> dict[int, in
     """Submit one answer after the other; when each was acknowledged, by response."""
     acknowledged: dict[int, int] = {}
     while not stop.is_set():
-        row = await producer.submit(user_id=2, **ANSWER)
+        row = await producer.submit(**LIVE)
         acknowledged[row["response_id"]] = time.monotonic_ns()
         await asyncio.sleep(LIVE_PAUSE_SECONDS)
     return acknowledged
@@ -83,12 +75,8 @@ async def _phase(producer: Producer) -> dict[int, int]:
     return await live
 
 
-def _pickups(log: Path, acknowledged: dict[int, int]) -> list[float]:
+def _pickups(started: dict[int, int], acknowledged: dict[int, int]) -> list[float]:
     """Milliseconds from the acknowledgement to the scorer's first line, first start of each response."""
-    started: dict[int, int] = {}
-    for line in log.read_text().splitlines():
-        response_id, at = map(int, line.split())
-        started.setdefault(response_id, at)
     return [
         max(0, started[response_id] - at) / 1e6
         for response_id, at in acknowledged.items()
@@ -96,37 +84,23 @@ def _pickups(log: Path, acknowledged: dict[int, int]) -> list[float]:
     ]
 
 
-async def _measure(servers: Servers, scorer_seconds: float, log: Path) -> list[tuple[str, list[float], int]]:
-    settings = ProducerSettings(database_url=servers.database_url, redis_url=servers.redis_url)
-    engine = settings.engine()
-    environment = {
-        **os.environ,
-        "SCORING_DATABASE_URL": servers.database_url,
-        "SCORING_REDIS_URL": servers.redis_url,
-        "SCORING_SCORER": NAME,
-        "SCORING_SLOTS": str(SLOTS),
-        "SCORING_LOG_LEVEL": "WARNING",
-        LOG_VARIABLE: str(log),
-        SECONDS_VARIABLE: str(scorer_seconds),
-    }
-    async with engine.begin() as conn:
-        await publish_questions(conn, [QUESTION])
-    ids = await _store_scored(engine, RESCORED)
-    with worker_process(environment, log.with_suffix(".worker.log")):
-        async with open_producer(settings, engine=engine) as producer:
-            await producer.submit(user_id=2, **ANSWER)
-            await asyncio.sleep(3)  # the worker starts
+async def _measure(line: Pipeline, scorer_seconds: float) -> list[tuple[str, list[float], int]]:
+    ids = await _store_scored(line.engine, RESCORED)
+    with line.worker(slots=SLOTS, scorer_seconds=scorer_seconds):
+        async with open_producer(line.settings, engine=line.engine) as producer:
+            await producer.submit(**LIVE)
+            await asyncio.sleep(3)
             phases = [("alone", await _phase(producer))]
-            asking = asyncio.create_task(_rescore(engine, ids))
+            asking = asyncio.create_task(_rescore(line.engine, ids))
             phases.append(("rescore", await _phase(producer)))
             await asking
-            async with engine.connect() as conn:
+            async with line.engine.connect() as conn:
                 left = (
                     await conn.execute(text("SELECT count(*) FROM scoring_handoffs WHERE lane = 'bulk'"))
                 ).scalar_one()
             await asyncio.sleep(scorer_seconds + 1)
-    await engine.dispose()
-    return [(name, _pickups(log, acknowledged), int(left)) for name, acknowledged in phases]
+    started = line.starts()
+    return [(name, _pickups(started, acknowledged), int(left)) for name, acknowledged in phases]
 
 
 async def measure(step: Step) -> Figures:
@@ -138,10 +112,8 @@ async def measure(step: Step) -> Figures:
     )
     for seconds in SCORER_SECONDS:
         step(f"a scorer of {seconds:g} s")
-        with embedded_servers() as servers, tempfile.TemporaryDirectory() as folder:
-            await upgrade(servers.database_url)
-            await add_users(servers.database_url)
-            (_, alone, _), (_, busy, left) = await _measure(servers, seconds, Path(folder) / "starts")
+        async with pipeline() as line:
+            (_, alone, _), (_, busy, left) = await _measure(line, seconds)
         ratio = quantile(busy, 0.5) / quantile(alone, 0.5)
         shown = [quantile(values, share) for values in (alone, busy) for share in (0.5, 0.99)]
         figures.rows.append(

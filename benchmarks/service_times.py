@@ -20,6 +20,8 @@ from sqlalchemy import text
 
 from benchmarks.figures import Figures, quantile
 from benchmarks.lognormal import MEDIAN_VARIABLE, NAME, SEED_VARIABLE, SIGMA_VARIABLE
+from benchmarks.pickup import cpu_seconds
+from benchmarks.pipeline import ANSWER, QUESTION
 from demo.servers import embedded_servers
 from demo.worker_process import worker_process
 from producers import ProducerSettings, open_producer
@@ -54,13 +56,6 @@ ANSWERS = 5_000
 MODEL_CALLS = 400
 SLOTS = 200
 STEPS = 2
-QUESTION = {"module_slug": "bench", "question_id": "q", "question_text": "Why?", "rubric": "Because."}
-ANSWER: dict[str, Any] = {
-    "user_id": 1,
-    "module_slug": "bench",
-    "question_id": "q",
-    "answer_text": "word " * 120,
-}
 SCORE = {"overall_score": 4.0, "reasoning": "Names both pigments and says which colours they take. " * 4}
 
 _LEFT = text("SELECT count(*) FROM scoring_handoffs")
@@ -151,13 +146,6 @@ async def _statements() -> Statements:
             return measured
 
 
-def _processor_seconds(pid: int) -> float:
-    """Processor time that a process has used, user and system (Linux)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    # utime and stime are the 14th and 15th fields; what stands before the last bracket are the first two.
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def environment(servers: Servers, *, slots: int, **variables: str) -> dict[str, str]:
     """What a worker process of these servers is told."""
     return {
@@ -207,10 +195,10 @@ async def _pickups_and_processor(servers: Servers, folder: Path) -> tuple[float,
                 await until_drained(engine)
                 async with engine.connect() as conn:
                     pickups = sorted((await conn.execute(_PICKUPS)).scalars())
-                before = _processor_seconds(worker.pid)
+                before = cpu_seconds(worker.pid)
                 await asyncio.gather(*(producer.submit(**ANSWER) for _ in range(ANSWERS)))
                 await until_drained(engine)
-                used = _processor_seconds(worker.pid) - before
+                used = cpu_seconds(worker.pid) - before
     return quantile(pickups, 0.5), used / ANSWERS
 
 
@@ -230,11 +218,11 @@ async def _model_processor(servers: Servers, folder: Path) -> float:
             async with open_producer(settings, engine=engine) as producer:
                 await asyncio.gather(*(producer.submit(**ANSWER) for _ in range(20)))
                 await until_drained(engine)
-                before = _processor_seconds(worker.pid)
+                before = cpu_seconds(worker.pid)
                 for _ in range(MODEL_CALLS // 20):
                     await asyncio.gather(*(producer.submit(**ANSWER) for _ in range(20)))
                 await until_drained(engine)
-                return (_processor_seconds(worker.pid) - before) / MODEL_CALLS
+                return (cpu_seconds(worker.pid) - before) / MODEL_CALLS
 
 
 async def _permit(servers: Servers) -> float:

@@ -12,7 +12,8 @@ from sqlalchemy import text
 
 from benchmarks.figures import Figures, quantile
 from benchmarks.lognormal import model_seconds
-from benchmarks.service_times import ANSWER, QUESTION, environment, lognormal_scorer, until_drained
+from benchmarks.pipeline import ANSWER, QUESTION
+from benchmarks.service_times import environment, lognormal_scorer, until_drained
 from benchmarks.simulation.results import service_times
 from benchmarks.simulation.scenario import Scenario
 from benchmarks.simulation.system import simulate
