@@ -204,7 +204,8 @@ async def measure(step: Step) -> Figures:
         [],
         notes=[
             "Every size has a server of its own with PostgreSQL's defaults (128 MB of shared buffers).",
-            "scoring status counts up to 10,000, and scoring verify looks at what is unsettled: both see a backlog.",
+            "scoring status counts up to 10,000, and scoring verify looks at what is unsettled: both see a backlog. With ten thousand",
+            "scores PostgreSQL reads all of them instead of looking up those of what is unsettled.",
         ],
     )
     worst = 0.0
@@ -213,7 +214,9 @@ async def measure(step: Step) -> Figures:
         figures.rows.append((name, f"{first:.2f}", *(f"{r * first:.2f} ({r:.2f})" for r in ratios[1:])))
         figures.values[name] = {"ms": [r * first for r in ratios], "ratios": ratios}
         if name == "scoring verify (its statements)":
-            figures.goals.append(Goal(f"flat, {name}, 5,000,000 stored against 10,000", ratios[2], BOUND))
+            figures.goals.append(
+                Goal(f"flat, {name}, 5,000,000 stored against 1,000,000", ratios[2] / ratios[1], BOUND)
+            )
         elif name != "scoring status (its statements)":
             worst = max(worst, *ratios)
     slowest = max(

@@ -19,14 +19,22 @@ NEEDED = ("throughput", "pickup", "model")
 _COALESCED, _OWN = "submit", "own transaction"
 
 
-def _bars(axes: Axes, title: str, values: Mapping[str, float], ours: Sequence[str], form: str) -> None:
+def _bars(
+    axes: Axes,
+    title: str,
+    values: Mapping[str, float],
+    ours: Sequence[str],
+    form: str,
+    *,
+    scale: str = "linear",
+) -> None:
     names = list(values)
     axes.barh(
         names, [values[name] for name in names], color=[OURS if name in ours else THEIRS for name in names]
     )
     axes.bar_label(axes.containers[0], fmt=form, padding=3, fontsize=8)  # type: ignore[arg-type]
     axes.set_title(title, fontsize=10, loc="left")
-    axes.set_xscale("log")
+    axes.set_xscale(scale)
     axes.margins(x=0.25)
     axes.tick_params(axis="y", labelsize=8, length=0)
     axes.tick_params(axis="x", which="both", bottom=False, labelbottom=False)
@@ -69,17 +77,18 @@ def draw(results: Mapping[str, Any], path: Path) -> bool:
     }
     _bars(
         middle,
-        "Pickup when idle, median ms (less is better)",
+        "Pickup when idle, median ms (less is better; logarithmic)",
         dict(sorted(waits.items(), key=lambda item: -item[1])),
         ("ours",),
         "{:.1f}",
+        scale="log",
     )
     busy = {TITLES[name]: 100 * share for name, share in shares.items()} | {
         "ours": 100 * results["model"]["fixed"]["ideal_share"]
     }
     _bars(
         right,
-        "2,000 slots, a model of 2 s: % of the ideal (more is better)",
+        "Slots in use, model of 2 s, % (more is better)",
         dict(sorted(busy.items(), key=lambda item: item[1])),
         ("ours",),
         "{:.0f}",

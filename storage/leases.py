@@ -16,6 +16,7 @@ from storage.translation import translated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
     from uuid import UUID
 
     from sqlalchemy import TextClause
@@ -45,7 +46,7 @@ LOSSES = "h.lease_losses + (h.lease_token IS NOT NULL)::integer"
 MAY_BE_SUSPECT = f"h.lease_losses >= {SUSPECT_AFTER_LOSSES - 1}"
 
 
-def _lease(which: str) -> TextClause:
+def _lease(which: str, *, returning: str = "") -> TextClause:
     # A lease need not survive a crash of the database: its loss costs a model call, its fsync would cost
     # every answer milliseconds. Hence synchronous_commit = off, for this transaction alone; set inside the
     # statement, because a statement of its own would be a round trip of its own.
@@ -61,6 +62,7 @@ def _lease(which: str) -> TextClause:
         WHERE h.handoff_id = due.handoff_id
         RETURNING h.handoff_id, h.response_id, h.question_digest, h.lane, h.lease_token, h.attempts,
             h.postponements, h.suspicions, h.lease_losses, CAST(h.trace_context AS text), r.answer_text, CAST(r.answer_metadata AS text)
+            {returning}
     """)
 
 
@@ -72,13 +74,17 @@ _LEASE_BY_IDS = _lease(f"""
     FOR UPDATE OF h SKIP LOCKED
 """)
 
-# Take the oldest that are due in a lane.
-_PULL = _lease(f"""
-    SELECT h.handoff_id, h.response_id FROM scoring_handoffs AS h
+# Take the oldest that are due in a lane, or the oldest after some point.
+_PULL = _lease(
+    f"""
+    SELECT h.handoff_id, h.response_id, h.due_at FROM scoring_handoffs AS h
     WHERE h.lane = :lane AND {DUE} AND {LOSSES} < {SUSPECT_AFTER_LOSSES}
+        AND h.due_at >= coalesce(CAST(:after AS timestamptz), '-infinity')
     ORDER BY h.due_at, h.handoff_id LIMIT :limit
     FOR UPDATE OF h SKIP LOCKED
-""")
+""",
+    returning=", due.due_at AS was_due_at",
+)
 
 _SUSPECT = (
     f"{DUE} AND {MAY_BE_SUSPECT} AND {LOSSES} >= {SUSPECT_AFTER_LOSSES} AND {LOSSES} < {BURY_AFTER_LOSSES}"
@@ -188,7 +194,13 @@ async def lease_handoffs(
 
 
 async def pull_handoffs(
-    conn: AsyncConnection, *, lane: str, lease_token: UUID, lease_seconds: float, limit: int
+    conn: AsyncConnection,
+    *,
+    lane: str,
+    lease_token: UUID,
+    lease_seconds: float,
+    limit: int,
+    after: datetime | None = None,
 ) -> list[dict[str, Any]]:
     """Lease the oldest due handoffs of a lane.
 
@@ -198,11 +210,18 @@ async def pull_handoffs(
         lease_token: As for :func:`lease_handoffs`.
         lease_seconds: As for :func:`lease_handoffs`.
         limit: Lease at most so many; fewer come back when no more are due.
+        after: Leave out what was due before.
 
     Returns:
-        As :func:`lease_handoffs`.
+        As :func:`lease_handoffs`, with ``was_due_at``.
     """
-    given = {"lane": lane, "lease_token": lease_token, "lease_seconds": lease_seconds, "limit": limit}
+    given = {
+        "lane": lane,
+        "lease_token": lease_token,
+        "lease_seconds": lease_seconds,
+        "limit": limit,
+        "after": after,
+    }
     with translated():
         return [_decoded(row) for row in as_dicts(await conn.execute(_PULL, given))]
 

@@ -23,6 +23,7 @@ from storage.translation import translated
 from worker.leasing import Leasing
 from worker.outage import Outage
 from worker.pace import Pace
+from worker.pull_cursor import PullCursor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -94,6 +95,7 @@ class Intake:
         self._stopped = False
         self._changed = asyncio.Event()
         self._bulk_pace = Pace(BULK_CPU_SHARE)
+        self._cursors = {lane: PullCursor() for lane in ("live", "bulk")}
         self._gathering_since: float | None = None  # since when too few free slots wait for company
         self._outage = Outage("PostgreSQL", "No answer is taken until it is back.")
         self._leasing = Leasing(
@@ -279,15 +281,24 @@ class Intake:
     async def _pull_from(self, lane: str, room: int) -> bool:
         """Pull, and say whether the lane may hold more."""
         asked = 0
+        pulled: list[dict[str, Any]] = []
+        cursor = self._cursors[lane]
 
         async def by_lane(conn: AsyncConnection, limit: int) -> list[dict[str, Any]]:
-            nonlocal asked
+            nonlocal asked, pulled
             asked = limit
-            return await pull_handoffs(
-                conn, lane=lane, lease_token=uuid4(), lease_seconds=self._lease_seconds, limit=limit
+            pulled = await pull_handoffs(
+                conn,
+                lane=lane,
+                lease_token=uuid4(),
+                lease_seconds=self._lease_seconds,
+                limit=limit,
+                after=cursor.after,
             )
+            return pulled
 
-        return await self._leasing.lease(by_lane, room, lane=lane) == asked
+        await self._leasing.lease(by_lane, room, lane=lane)
+        return cursor.pulled(pulled, asked)
 
     async def _score_alone(self) -> None:
         """Score one group of suspicious answers with nothing else in this process's hands, and reopen.
