@@ -55,5 +55,5 @@ lock: ## Resolve the dependencies anew (needs uv)
 	uv pip compile requirements/peers.in --override benchmarks/peers/overrides.txt --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-emit-index-url --no-annotate --output-file requirements/peers.lock
 
-clean: ## Remove .venv and caches
-	rm -rf $(VENV) .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+clean: ## Remove .venv, .venv-peers and caches
+	rm -rf $(VENV) .venv-peers .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

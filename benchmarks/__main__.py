@@ -69,7 +69,7 @@ def _machine() -> dict[str, str | int | None]:
     return {
         "processor": platform.machine(),
         "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "python": platform.python_version(),
         **{name: version(name) for name in ("sqlalchemy", "asyncpg", "arq", "redis")},
     }

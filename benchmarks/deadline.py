@@ -68,6 +68,7 @@ async def measure(step: Step) -> Figures:
             ("the slowest call, ms", f"{latest * 1000:.0f}"),
             ("all scored after, s", f"{scored_seconds:.1f}"),
         ],
+        notes=[f"Calls begin evenly over {WINDOW_SECONDS - LAST_CALLS_SECONDS:g} s."],
         values={
             "acknowledged_seconds": acknowledged_seconds,
             "slowest_call_seconds": latest,

@@ -173,7 +173,7 @@ async def _fill(line: Pipeline, stored: int, waiting: int) -> None:
 
 
 def _title(stored: int, waiting: int) -> str:
-    return f"{stored:,} stored, {waiting:,} due"
+    return f"{stored:,} scored, {waiting:,} due"
 
 
 async def measure(step: Step) -> Figures:
@@ -199,7 +199,7 @@ async def measure(step: Step) -> Figures:
         for operations in sizes
     ]
     figures = Figures(
-        "What is stored, and what waits, costs nothing: medians in ms, and times the first column",
+        "With more answers stored, and more that wait: medians in ms, and times the first column",
         ("", *itertools.starmap(_title, SIZES)),
         [],
         notes=[
@@ -215,7 +215,7 @@ async def measure(step: Step) -> Figures:
         figures.values[name] = {"ms": [r * first for r in ratios], "ratios": ratios}
         if name == "scoring verify (its statements)":
             figures.goals.append(
-                Goal(f"flat, {name}, 5,000,000 stored against 1,000,000", ratios[2] / ratios[1], BOUND)
+                Goal(f"flat, {name}, 5,000,000 scored against 1,000,000", ratios[2] / ratios[1], BOUND)
             )
         elif name != "scoring status (its statements)":
             worst = max(worst, *ratios)

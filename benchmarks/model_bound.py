@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import statistics
+import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +13,8 @@ from benchmarks.contenders import QUEUES, TITLES, contender
 from benchmarks.figures import Figures, Goal
 from benchmarks.pipeline import ANSWER, pipeline
 from benchmarks.scorers import lease_counts
+from benchmarks.throughput import SUBMITTERS, submit_all
+from producers import open_producer
 from storage import submit_responses
 
 if TYPE_CHECKING:
@@ -28,7 +32,7 @@ TURNS, SETTLING_TURNS = 10, 3
 PEER_TURNS = 3
 FLEET = 3
 CHUNK = 500
-STEPS = 3 + len(QUEUES)
+STEPS = 4 + len(QUEUES)
 
 
 class Run(NamedTuple):
@@ -88,6 +92,20 @@ async def _ours(*, workers: int, slots: int, sigma: float) -> Run:
     return Run(ideal_share(starts, slots=slots, mean_seconds=MODEL_SECONDS), largest, leases / answers)
 
 
+async def _ours_from_submit() -> float:
+    """The same as the peers do: submitted now, and counted from the first answer to the last score."""
+    answers = PEER_TURNS * SLOTS
+    async with pipeline(pool_size=SUBMITTERS) as line:
+        with line.worker(slots=SLOTS, scorer_seconds=MODEL_SECONDS):
+            async with open_producer(line.settings, engine=line.engine) as producer:
+                await submit_all(partial(producer.submit, **ANSWER), SUBMITTERS)
+                await line.all_scored(SUBMITTERS)
+                began = time.perf_counter()
+                await submit_all(partial(producer.submit, **ANSWER), answers)
+                ended = await line.all_scored(SUBMITTERS + answers)
+    return answers / (ended - began) / (SLOTS / MODEL_SECONDS)
+
+
 async def _theirs(name: str) -> float:
     """Scores a second, as a share of the ideal rate, from the first answer to the last score."""
     answers = PEER_TURNS * SLOTS
@@ -105,13 +123,24 @@ async def measure(step: Step) -> Figures:
     }
     figures = Figures(
         f"A model of {MODEL_SECONDS:g} s and {SLOTS:,} slots: share of the ideal rate",
-        ("", "slots", "of the ideal", "largest worker, MiB", "lease statements an answer"),
+        (
+            "",
+            "slots",
+            "first answer to last score",
+            "while all slots have work",
+            "largest worker, MiB",
+            "lease statements an answer",
+        ),
         [],
         notes=[
-            "Ours: while all slots have work. The peers: from the first answer to the last score, of three answers a slot."
+            f"First answer to last score: {PEER_TURNS} answers a slot are submitted, {SUBMITTERS} at a time, and start and end count;",
+            "a queue that loses nothing reaches less than 100 %. While all slots have work: on a backlog, after the third answer",
+            "of each slot.",
         ],
     )
     runs: dict[str, Run] = {}
+    step("assessment-scoring, as the peers are measured")
+    from_submit = await _ours_from_submit()
     for key, (title, workers, slots, sigma) in shapes.items():
         step(f"assessment-scoring, {title}")
         runs[key] = run = await _ours(workers=workers, slots=slots, sigma=sigma)
@@ -119,21 +148,22 @@ async def measure(step: Step) -> Figures:
             (
                 f"assessment-scoring, {title}",
                 f"{slots:,}",
+                f"{from_submit:.1%}" if key == "fixed" else "",
                 f"{run.ideal_share:.1%}",
                 f"{run.largest_mib:.0f}",
                 f"{run.lease_statements_per_answer:.3f}",
             )
         )
-        figures.values[key] = run._asdict()
+        figures.values[key] = run._asdict() | ({"from_submit": from_submit} if key == "fixed" else {})
     for name in QUEUES:
         step(TITLES[name])
         try:
             share = await _theirs(name)
         except TimeoutError:
-            figures.rows.append((TITLES[name], f"{SLOTS:,}", "not done within 180 s", "", ""))
+            figures.rows.append((TITLES[name], f"{SLOTS:,}", "not done within 180 s", "", "", ""))
             continue
-        figures.values[name] = {"ideal_share": share}
-        figures.rows.append((TITLES[name], f"{SLOTS:,}", f"{share:.1%}", "", ""))
+        figures.values[name] = {"from_submit": share}
+        figures.rows.append((TITLES[name], f"{SLOTS:,}", f"{share:.1%}", "", "", ""))
     figures.goals.extend(
         [
             Goal(
@@ -158,7 +188,7 @@ async def measure(step: Step) -> Figures:
                 "model-bound, lease statements an answer",
                 max(run.lease_statements_per_answer for run in runs.values()),
                 1.05,
-                unit="",
+                unit="statements",
             ),
         ]
     )

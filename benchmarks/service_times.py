@@ -255,7 +255,12 @@ async def measure(step: Step) -> Figures:
     """Measure statements of 1, 10, 100 and 500 rows, the pickup, and a worker's processor time."""
     figures = Figures(
         f"Statements, one at a time, {BACKLOG:,} answers waiting; median of {ROUNDS}, ms",
-        ("statement", *(f"{rows} rows" for rows in ROWS), "fitted base", "fitted per row"),
+        (
+            "statement",
+            *("1 row" if rows == 1 else f"{rows} rows" for rows in ROWS),
+            "fitted base",
+            "fitted per row",
+        ),
         [],
     )
     step("statements")
@@ -288,7 +293,9 @@ async def measure(step: Step) -> Figures:
     )
     shown = [f"{seconds * 1000:.2f} ms" for seconds in (sweep, permit, pickup, processor, model)]
     figures.notes.append(f"Sweep that finds something: {shown[0]}. A permit from Redis: {shown[1]}.")
-    figures.notes.append(f"From submit to lease, worker idle: p50 {shown[2]}.")
+    figures.notes.append(
+        f"From the time stamp of an answer to that of its lease, worker idle, {PICKUP_PAUSE_SECONDS * 1000:g} ms between two: p50 {shown[2]}."
+    )
     figures.notes.append(
         f"A worker's processor for one answer: {shown[3]} with a scorer that costs nothing, "
         f"{shown[4]} through the model client."

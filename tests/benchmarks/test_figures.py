@@ -13,6 +13,7 @@ from benchmarks.model_bound import ideal_share
 from benchmarks.page import table, write
 from benchmarks.peers import INTERPRETERS
 from benchmarks.processor import ELSE, _shares, owner
+from tests.databases import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -111,3 +112,10 @@ def test_samples_are_counted_for_the_innermost_frame(tmp_path: Path) -> None:
 def test_every_peer_has_a_title() -> None:
     """And is either a queue or done by hand."""
     assert TITLES.keys() == INTERPRETERS.keys() == {*QUEUES, *BY_HAND}
+
+
+def test_no_page_has_a_place_that_was_forgotten() -> None:
+    """Figures that are still to be filled in stand in double braces."""
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")]
+    assert len(pages) > 10
+    assert [page.name for page in pages if "{{" in page.read_text()] == []
