@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.simulation.permits import Permits
 from producers.bell import MAX_QUEUED_MESSAGES
-from worker.intake import PULL_SHARE
+from worker.arq_worker import MAX_JOBS
+from worker.intake import GATHER_SECONDS, PULL_SHARE
 from worker.settler import MAX_BATCH
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
     from benchmarks.simulation.system import System
 
-# Messages that a worker reads at the same time: arq's max_jobs.
-MAX_JOBS = 8
 # What a drain carries: no ids.
 DRAIN: tuple[int, ...] = ()
 
@@ -69,6 +68,7 @@ class Worker:
         self._reading = 0
         self.listening = False
         self._loop_free_at = 0.0
+        self._gathering = False  # few free slots wait for company
         self._unsettled: list[int] = []
         self._settling = False
 
@@ -120,11 +120,14 @@ class Worker:
         if granted < room:
             self._more = True
 
-    def _pull(self) -> None:
+    def _pull(self, *, gathered: bool = False) -> None:
         if not self._more or self._pulling:
             return
         room = self._allowance
-        if room < self._worth_pulling:
+        if room < (1 if gathered else self._worth_pulling):
+            if room and not self._gathering:
+                self._gathering = True
+                self._system.later(GATHER_SECONDS, self._gathered)
             return
         # Forgotten first: a bell that rings while we pull counts for the next time.
         self._more = False
@@ -133,6 +136,11 @@ class Worker:
             self._system.later(self._system.permit_seconds, self._lease, (room, granted, None))
         else:
             self._more = True
+
+    def _gathered(self, _: Any) -> None:
+        """Few free slots have waited for company long enough."""
+        self._gathering = False
+        self._pull(gathered=True)
 
     def _acquire(self, room: int, *, certain: bool) -> int:
         granted = self._permits.acquire(self._system.env.now, room, certain=certain)
