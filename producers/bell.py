@@ -72,7 +72,7 @@ class Bell:
 
     arq's own ``enqueue_job`` asks first whether the job exists, under a WATCH: four round trips. Here the
     commands are idempotent instead, and one pipeline does it: a message is there before its place in the queue is, and
-    that before anybody is woken, so that nothing is gained by a transaction around them.
+    that before anybody is woken. A drain, which may be taken while it is rung again, needs a transaction as well.
     """
 
     def __init__(self, redis: Redis) -> None:
@@ -91,7 +91,8 @@ class Bell:
         Raises:
             redis.exceptions.RedisError: Redis refused, was not reached or did not answer in time.
         """
-        async with self._redis.pipeline(transaction=False) as pipe:
+        drains = any(isinstance(payload, Drain) for payload in payloads)
+        async with self._redis.pipeline(transaction=drains) as pipe:
             for payload in payloads:
                 if self._queued > MAX_QUEUED_MESSAGES and not isinstance(payload, Drain):
                     continue

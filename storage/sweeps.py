@@ -30,7 +30,7 @@ def _overdue(condition: str) -> str:
 # Is anything overdue? The lock lets one worker at a time ask; it ends with the statement's transaction, so
 # it works through PgBouncer. Each part reads one row of an index: a backlog of a million costs nothing.
 _OVERDUE = text(f"""
-    WITH turn AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(:key) AS mine)
+    WITH turn AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(:key) OR :insist AS mine)
     SELECT
         mine AND {_overdue(f"h.lane = 'live' AND {LOSSES} < {SUSPECT_AFTER_LOSSES}")} AS live,
         mine AND {_overdue(f"h.lane = 'bulk' AND {LOSSES} < {SUSPECT_AFTER_LOSSES}")} AS bulk,
@@ -63,19 +63,28 @@ _REVIVE_MISSED = text("""
 """)
 
 
-async def overdue(conn: AsyncConnection, *, lease_seconds: float, overdue_seconds: float) -> frozenset[str]:
+async def overdue(
+    conn: AsyncConnection, *, lease_seconds: float, overdue_seconds: float, insist: bool = False
+) -> frozenset[str]:
     """Ask whether anything has been due for a while and nobody took it. Writes nothing.
 
     Args:
         conn: The caller's connection.
         lease_seconds: How long leases last, seconds.
         overdue_seconds: How long "a while" is, seconds.
+        insist: Look even if somebody else is looking, or says so: any login of the database can take that lock, and
+            keep it.
 
     Returns:
         Of ``live`` and ``bulk``, the lanes with overdue handoffs; ``suspect`` where some wait to be scored
         among their like; ``lost`` where one has lost too many leases. Empty where another worker is asking just now.
     """
-    given = {"key": _SWEEP_LOCK, "lease_seconds": lease_seconds, "overdue_seconds": overdue_seconds}
+    given = {
+        "key": _SWEEP_LOCK,
+        "insist": insist,
+        "lease_seconds": lease_seconds,
+        "overdue_seconds": overdue_seconds,
+    }
     with translated():
         row = (await conn.execute(_OVERDUE, given)).mappings().one()
     return frozenset(name for name, is_overdue in row.items() if is_overdue)

@@ -8,6 +8,7 @@ that the job is there for.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import re
@@ -120,6 +121,7 @@ class HardenedWorker(Worker):
         # Whether the last look found something that was dropped.
         self.dropped = False
         self._script = redis.register_script(_PICK)
+        self._numbers = itertools.count()
 
     async def poll_once(self) -> None:
         """Look at the queue once, and start what is there.
@@ -127,14 +129,16 @@ class HardenedWorker(Worker):
         Raises:
             redis.exceptions.RedisError: Redis refused, was not reached or did not answer in time.
         """
-        self.tasks = {job_id: task for job_id, task in self.tasks.items() if not task.done()}
+        self.tasks = {name: task for name, task in self.tasks.items() if not task.done()}
         if self.allow_pick_jobs and (room := self.max_jobs - len(self.tasks)) > 0:
             for member, message in await self._pick(room):
                 if (job := self._readable(member, message)) is None:
                     self.dropped = True
                 else:
                     job_id = member.decode()
-                    self.tasks[job_id] = self.loop.create_task(self._run(job_id, job))
+                    # Not by its id alone: one that is being run can be queued again, and would take its place.
+                    name = f"{job_id}#{next(self._numbers)}"
+                    self.tasks[name] = self.loop.create_task(self._run(job_id, job), name=name)
         await self.heart_beat()
 
     async def finish(self, timeout_seconds: float) -> None:

@@ -65,6 +65,7 @@ class Intake:
         renewer: The same.
         questions: What the answers are scored against.
         ring: Rings for another worker; must not raise.
+        on_room: Called when slots that a statement might have filled are free again.
         lease_seconds: How long leases last.
     """
 
@@ -79,6 +80,7 @@ class Intake:
         renewer: Renewer,
         questions: QuestionCache,
         ring: Callable[[Drain], None],
+        on_room: Callable[[], None],
         lease_seconds: float,
     ) -> None:
         self._engine = engine
@@ -99,7 +101,13 @@ class Intake:
         self._gathering_since: float | None = None  # since when too few free slots wait for company
         self._outage = Outage("PostgreSQL", "No answer is taken until it is back.")
         self._leasing = Leasing(
-            engine, pool, questions, rate_limits, lease_seconds=lease_seconds, on_success=self._outage.over
+            engine,
+            pool,
+            questions,
+            rate_limits,
+            lease_seconds=lease_seconds,
+            on_success=self._outage.over,
+            on_end=on_room,
         )
 
     @property
@@ -214,7 +222,7 @@ class Intake:
             if self._more:
                 pauses += [self._rate_limits.pause_seconds(lane) for lane in ("live", "bulk")]
                 if self._gathering_since is not None:
-                    pauses.append(self._gathering_since + GATHER_SECONDS - time.monotonic())
+                    pauses.append(max(0.001, self._gathering_since + GATHER_SECONDS - time.monotonic()))
             if "bulk" in self._more:
                 pauses.append(self._bulk_pace.pause_seconds())
             await self._wait_for_change(min(filter(None, pauses), default=None))
@@ -248,6 +256,7 @@ class Intake:
                 most = max(1, int(self._pool.slots * BULK_SHARE))
                 room = min(room, most - self._pool.in_lane("bulk"))
                 if self._rate_limits.pause_seconds("bulk") or self._bulk_pace.pause_seconds():
+                    self._gathering_since = None  # it is held up, and nobody waits for company
                     return False
             if not self._is_worth_pulling(room):
                 return False

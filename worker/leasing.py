@@ -33,6 +33,7 @@ class Leasing:
         rate_limits: Grant a permit for each.
         lease_seconds: How long a lease lasts.
         on_success: Called when a statement was answered.
+        on_end: Called when a statement is over, however it ended, and holds no slots any more.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Leasing:
         *,
         lease_seconds: float,
         on_success: Callable[[], None],
+        on_end: Callable[[], None],
     ) -> None:
         self._engine = engine
         self._pool = pool
@@ -51,6 +53,7 @@ class Leasing:
         self._rate_limits = rate_limits
         self._lease_seconds = lease_seconds
         self._on_success = on_success
+        self._on_end = on_end
         self._tasks: set[asyncio.Task[int]] = set()
         # Slots that statements under way may fill.
         self.reserved = 0
@@ -94,6 +97,7 @@ class Leasing:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # whoever asked may be gone; then nobody else would fetch it
+        self._on_end()
 
     async def _lease_and_start(self, statement: Statement, room: int, *, lane: str, certain: bool) -> int:
         leases: list[Lease] = []

@@ -102,6 +102,7 @@ class Runtime:
             renewer=self.renewer,
             questions=QuestionCache(self.engine),
             ring=self._ring,
+            on_room=self._room_back,
             lease_seconds=settings.lease_seconds,
         )
         self.claimer = Claimer(self.engine)
@@ -235,6 +236,10 @@ class Runtime:
     def _changed(self) -> None:
         self.shared_breaker.changed()
         self.intake.changed()
+        self._room_back()
+
+    def _room_back(self) -> None:
+        # Also when a pull came back short: a message that arrived meanwhile was left alone, for want of a free slot.
         if self.intake.wants_messages:
             self.on_room()
 

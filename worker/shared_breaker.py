@@ -88,7 +88,12 @@ class SharedBreaker:
         self._outage = Outage("Redis", "Each worker judges the provider by itself.")
 
     def changed(self) -> None:
-        """Something may have happened to this process's breaker: if so, tell it now and not a period later."""
+        """Something may have happened to this process's breaker: if so, tell it now and not a period later.
+
+        While Redis is away the period must do: every answer that ends comes here.
+        """
+        if self._outage.ongoing:
+            return
         if self._breaker.setbacks > self._setbacks or (self._joined and not self._breaker.is_open):
             self._wanted.set()
 

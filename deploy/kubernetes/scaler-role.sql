@@ -1,4 +1,5 @@
--- The scaler's login: it counts handoffs and can do nothing else. Run it once, after `scoring migrate`, with psql as the
+-- The scaler's login: it counts handoffs, reads no answer and writes nothing. (As any login it can take advisory locks;
+-- workers look past a sweep's lock that is kept.) Run it once, after `scoring migrate`, with psql as the
 -- owner of our tables who may create roles; then give it a password: \password scoring_scaler
 --
 -- `scoring grant` has no role that may so little: even its workers and operators read answers.

@@ -92,6 +92,13 @@ async def test_one_round_trip(fragile_redis: Redis, redis_proxy: Proxy) -> None:
     assert redis_proxy.requests == 1
 
 
+async def test_a_drain_is_rung_in_a_transaction(fragile_redis: Redis, redis_proxy: Proxy) -> None:
+    """One that is taken between the two commands of the next would leave its place in the queue without a message."""
+    await Bell(fragile_redis).ring([Drain(lane="live")])
+
+    assert redis_proxy.seen.count(b"EXEC") == 1
+
+
 async def test_a_full_queue_takes_only_drains(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """While nobody reads, messages with ids stop at the cap; once somebody has read, they go on."""
     monkeypatch.setattr("producers.bell.MAX_QUEUED_MESSAGES", 3)

@@ -83,6 +83,9 @@ async def make_runtime(
 
     yield make
     for runtime in made:
+        # A pull that is under way goes on when the loop around it is cancelled, and would give its connection back to
+        # nobody.
+        await runtime.intake.stop()
         await runtime.close()
 
 

@@ -16,11 +16,11 @@ from producers import Producer
 from producers.bell import Bell
 from producers.contract import QUEUE_NAME, Drain, ScoreResponses, message, message_key
 from tests.factories import submission
-from tests.producers.waiting import eventually
+from tests.producers.waiting import eventually, settled
 from tests.worker.conftest import settings_of
 from tests.worker.scripted import ScriptedScorer, in_background, scored_once, submit_answers
 from worker.arq_loop import ArqLoop, connect_arq
-from worker.arq_worker import HardenedWorker, arq_options
+from worker.arq_worker import MAX_JOBS, HardenedWorker, arq_options
 from worker.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -346,6 +346,29 @@ async def test_beside_arqs_own_worker(settings: Callable[..., ScoringSettings], 
     assert ours.taken
     assert theirs.taken
     assert [key async for key in redis.scan_iter("arq:*")] == []
+
+
+async def test_one_id_again_and_again_does_not_pass_the_bound(
+    settings: Callable[..., ScoringSettings], redis: Redis
+) -> None:
+    """A message is gone when it is taken, and may be queued again while it is run: it counts each time."""
+    go = asyncio.Event()
+
+    class Waiting(Recorder):
+        async def take(self, response_ids: Sequence[int]) -> None:
+            await super().take(response_ids)
+            await go.wait()
+
+    ours = Waiting()
+    worker = HardenedWorker(connect_arq(settings()), {"runtime": ours})
+    for _ in range(3 * MAX_JOBS):
+        await put(redis, "0123", frame(f="score_responses", a=[{"response_ids": [1]}]))
+        await worker.poll_once()
+        await settled()
+    assert len(ours.taken) == MAX_JOBS
+
+    go.set()
+    await worker.finish(1)
 
 
 async def test_a_message_that_arq_is_reading_is_left_to_it(

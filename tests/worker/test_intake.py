@@ -136,6 +136,51 @@ async def test_few_free_slots_wait_for_company_but_not_for_ever(
         await eventually(lambda: scored_once(engine, first + late))
 
 
+class HeldUp:
+    """A pace that says wait."""
+
+    def pause_seconds(self) -> float:
+        return 60.0
+
+    def begin(self) -> None:
+        return
+
+
+async def test_a_lane_that_is_held_up_does_not_gather(runtime: Runtime, engine: AsyncEngine) -> None:
+    """Free slots that waited for company, when the bulk lane was told to pause: the loop waits too, and does not spin."""
+    await submit_answers(engine, 3, lane="bulk")
+    runtime.intake._bulk_pace = HeldUp()  # type: ignore[assignment]
+    runtime.intake._gathering_since = -60.0
+    waits: list[float | None] = []
+    original = runtime.intake._wait_for_change
+
+    async def wait(pause_seconds: float | None) -> None:
+        waits.append(pause_seconds)
+        await original(pause_seconds)
+
+    runtime.intake._wait_for_change = wait  # type: ignore[method-assign]
+    async with in_background(runtime.intake.run()):
+        runtime.intake.more("bulk")
+        await eventually(lambda: waits)
+        for _ in range(5):
+            await settled()
+
+    assert len(waits) <= 2
+    assert all(pause is None or pause > 1 for pause in waits)
+
+
+async def test_room_that_a_pull_held_in_vain_is_told_of(runtime: Runtime) -> None:
+    """A message that came while an empty pull had all slots was left unread: it is read now, not at the next beat."""
+    told: list[bool] = []
+    runtime.on_room = lambda: told.append(runtime.intake.wants_messages)
+    async with in_background(runtime.intake.run()):
+        runtime.intake.more("live")
+
+        await eventually(lambda: told)
+
+    assert told[-1]
+
+
 async def test_many_messages_at_once_never_take_too_much(
     runtime: Runtime, engine: AsyncEngine, scorer: ScriptedScorer
 ) -> None:

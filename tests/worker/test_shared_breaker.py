@@ -333,6 +333,29 @@ async def test_own_trouble_is_told_at_once(
     assert await redis.exists(STATE_KEY)
 
 
+async def test_while_redis_is_away_no_answer_asks_for_it(
+    fleet: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be told stays to be told, and every answer that ends says that something changed."""
+    monkeypatch.setattr("worker.shared_breaker.CLOSED_PERIOD_SECONDS", 3600)
+    member, tries = fleet[0], 0
+
+    async def refuse() -> None:
+        nonlocal tries
+        tries += 1
+        raise RedisConnectionError
+
+    monkeypatch.setattr(member.shared, "exchange", refuse)
+    member.meet_trouble()
+    member.breaker.succeeded()
+    async with in_background(member.shared.run()):
+        await eventually(lambda: tries)
+        for _ in range(5):
+            member.shared.changed()
+            await settled()
+        assert tries == 1
+
+
 async def test_news_that_cannot_be_told_are_not_told_without_a_pause(
     fleet: list[Member], monkeypatch: pytest.MonkeyPatch
 ) -> None:

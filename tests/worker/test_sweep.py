@@ -24,7 +24,7 @@ from tests.worker.scripted import (
     scored_once,
     submit_answers,
 )
-from worker.sweep import OVERDUE_SECONDS
+from worker.sweep import INSIST_EVERY, OVERDUE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -292,3 +292,17 @@ async def test_an_old_message_leases_nothing(running: Running, engine: AsyncEngi
         await eventually(empty)
         await asyncio.wait_for(runtime.settler.wait_idle(), 10)
         assert await scored_once(engine, ids)
+
+
+async def test_a_lock_that_somebody_keeps_stops_no_sweep_for_long(
+    make_runtime: Callable[..., Runtime], engine: AsyncEngine, redis: Redis
+) -> None:
+    """Any login of the database can take the sweep's lock: every tenth sweep looks all the same."""
+    await make_overdue(engine, *await submit_answers(engine, 2))
+    runtime = make_runtime()
+    async with engine.connect() as conn:
+        await conn.execute(text("SELECT pg_advisory_lock(:key)"), {"key": int.from_bytes(b"sweep", "big")})
+        found = [(await runtime.sweep.run_once())["live"] for _ in range(INSIST_EVERY)]
+        await conn.execute(text("SELECT pg_advisory_unlock_all()"))
+
+    assert found == [0] * (INSIST_EVERY - 1) + [1]
