@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 IN_CI = os.environ.get("CI") == "true"
 STEPS = 50
 # What was tried so often must have had something to do.
-OFTEN = 50
+OFTEN = 100
 # Less than half a minute for each machine on a slow core.
 RUNS = int(os.environ.get("HANDOFF_MACHINE_RUNS", "100"))
 SETTINGS = settings(
@@ -94,14 +94,15 @@ class HandoffMachine(Students, Workers, Operators):
 
     @precondition(lambda self: self.before.responses)
     @rule(
-        what=st.sampled_from(("answers", "dead", "overdue")),
+        data=st.data(),
         owner=owners,
         yes=just_started,
         waited=st.sampled_from((0, 0, 30)),
     )
-    def look(self, what: str, owner: dict[str, Any], yes: bool, waited: int) -> None:  # noqa: FBT001
-        """Somebody looks: a student, a person who operates, the sweep."""
-        match what:
+    def look(self, data: st.DataObject, owner: dict[str, Any], yes: bool, waited: int) -> None:  # noqa: FBT001
+        """Somebody looks: a student, a person who operates (when there is something dead), the sweep."""
+        dead = ("dead",) if self.ended() else ()
+        match data.draw(st.sampled_from(("answers", "overdue", *dead))):
             case "answers":
                 self.read(owner)
             case "dead":

@@ -107,7 +107,7 @@ class Workers(Machine):
         """Take the oldest answers that students wait for."""
         self.pull("live", limit=limit, fresh=fresh)
 
-    @precondition(lambda self: self.handoffs)
+    @precondition(lambda self: any(row.lane == "bulk" and row.is_open for row in self.handoffs.values()))
     @rule(limit=limits, fresh=just_started)
     def pull_bulk(self, limit: int, fresh: bool) -> None:  # noqa: FBT001
         """Take the oldest answers that nobody waits for."""
