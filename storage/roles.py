@@ -34,6 +34,8 @@ PRIVILEGES: Mapping[str, Mapping[str, str]] = {
         "scoring_handoffs": "SELECT, INSERT (response_id, question_digest, due_at, trace_context)",
         "assessment_scores": "SELECT",
         "assessment_claims": "SELECT, INSERT (anonymous_token, user_id)",
+        "assessment_drafts": "SELECT, DELETE, UPDATE (answer_text, submission_key, saved_at), "
+        "INSERT (user_id, anonymous_token, module_slug, question_id, answer_text, submission_key)",
         VERSION_TABLE: "SELECT",
     },
     "worker": {
@@ -43,6 +45,7 @@ PRIVILEGES: Mapping[str, Mapping[str, str]] = {
         "attempts, postponements, suspicions, lease_losses, last_error, last_error_at)",
         "assessment_scores": "SELECT, INSERT",
         "assessment_claims": "SELECT, UPDATE (applied_at, moved, skipped)",
+        "assessment_drafts": "SELECT, DELETE, UPDATE (user_id, anonymous_token)",
         "scoring_workers": "SELECT, INSERT, UPDATE, DELETE",
         VERSION_TABLE: "SELECT",
     },
@@ -52,7 +55,11 @@ PRIVILEGES: Mapping[str, Mapping[str, str]] = {
         "scoring_handoffs": "SELECT, DELETE, INSERT (response_id, question_digest, lane, due_at), UPDATE",
         "assessment_scores": "SELECT, DELETE",
         "assessment_claims": "SELECT, DELETE",
+        "assessment_drafts": "SELECT, DELETE",
         "scoring_workers": "SELECT",
+        "scoring_runs": "SELECT, INSERT (kind, filters, started_by, until_response_id, expected), "
+        "UPDATE (last_response_id, changed, updated_at, finished_at)",
+        "scoring_actions": "SELECT, INSERT (actor, action, affected, details)",
         "scoring_watermarks": "SELECT, INSERT, UPDATE",
         VERSION_TABLE: "SELECT",
     },

@@ -256,6 +256,40 @@ claims = Table(
     Index("ix_assessment_claims_user", "user_id"),
 )
 
+drafts = Table(
+    "assessment_drafts",
+    metadata,
+    Column("draft_id", BigInteger, Identity(always=True), primary_key=True),
+    Column("user_id", Integer, ForeignKey("users.user_id", name="fk_assessment_drafts_user")),
+    Column("anonymous_token", Text),
+    Column("module_slug", Text, nullable=False),
+    Column("question_id", Text, nullable=False),
+    Column("answer_text", Text, nullable=False),
+    # Under which the draft will be submitted: a draft whose key has a response is spent, and is not shown again.
+    Column("submission_key", Uuid, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("saved_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    CheckConstraint("num_nonnulls(user_id, anonymous_token) = 1", name="ck_assessment_drafts_owner"),
+    # One draft of each student for each question; whoever starts anew replaces it.
+    Index(
+        "ix_assessment_drafts_user",
+        "user_id",
+        "module_slug",
+        "question_id",
+        unique=True,
+        postgresql_where=text("user_id IS NOT NULL"),
+    ),
+    Index(
+        "ix_assessment_drafts_token",
+        "anonymous_token",
+        "module_slug",
+        "question_id",
+        unique=True,
+        postgresql_where=text("anonymous_token IS NOT NULL"),
+    ),
+    Index("ix_assessment_drafts_saved_at", "saved_at"),
+)
+
 workers = Table(
     "scoring_workers",
     metadata,
@@ -281,6 +315,40 @@ watermarks = Table(
         "pending_xid", BigInteger, nullable=False, comment="transactions below this were over or running then"
     ),
     Column("pending_at", DateTime(timezone=True), nullable=False),
+)
+
+runs = Table(
+    "scoring_runs",
+    metadata,
+    Column("run_id", BigInteger, Identity(always=True), primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("filters", JSONB, nullable=False, comment="which responses; never answer text"),
+    Column("started_by", Text, nullable=False),
+    Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    # The cursor moves in the transaction that does the work, so that a run goes on exactly where it was stopped.
+    Column("last_response_id", BigInteger, nullable=False, server_default=text("0")),
+    Column("until_response_id", BigInteger, nullable=False, comment="what came later is not part of it"),
+    Column("expected", BigInteger, nullable=False, comment="how many responses it set out to change"),
+    Column("changed", BigInteger, nullable=False, server_default=text("0")),
+    Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("finished_at", DateTime(timezone=True)),
+    CheckConstraint("kind IN ('rescore', 'backfill', 'purge')", name="ck_scoring_runs_kind"),
+    Index("ix_scoring_runs_unfinished", "run_id", postgresql_where=text("finished_at IS NULL")),
+)
+
+actions = Table(
+    "scoring_actions",
+    metadata,
+    Column("action_id", BigInteger, Identity(always=True), primary_key=True),
+    Column("acted_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("actor", Text, nullable=False, comment="who acted, as the command or the console knows it"),
+    Column("action", Text, nullable=False),
+    Column("affected", BigInteger, nullable=False, comment="how many answers it changed"),
+    Column("details", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+    CheckConstraint(
+        "action IN ('retry', 'dismiss', 'rescore', 'backfill', 'purge', 'erase', 'export')",
+        name="ck_scoring_actions_action",
+    ),
 )
 
 OWN_TABLES = frozenset(table.name for table in metadata.sorted_tables if not table.info.get("foreign"))
