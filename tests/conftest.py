@@ -7,6 +7,7 @@ On a server that is not ours we work in a new database and in a Redis database t
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
@@ -44,7 +45,13 @@ GIVEN = pytest.StashKey[GivenServers | None]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Forget every SCORING_ variable of the shell; only the two URLs are remembered, for the servers."""
+    """Forget every SCORING_ variable of the shell; only the two URLs are remembered, for the servers.
+
+    Forget also that a shell has SIGINT ignored for what it starts in the background: programs would inherit that, and
+    some of them are interrupted here.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     ours = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("SCORING_")}
     urls = ours.get("SCORING_DATABASE_URL"), ours.get("SCORING_REDIS_URL")
     if (urls[0] is None) != (urls[1] is None):
