@@ -76,8 +76,8 @@ class Submission(BaseModel):
     answer_text: AnswerText
     learning_outcome_id: Reference = Field(
         None, description="the web app's own reference; stored, not interpreted"
-    )  # type: ignore[assignment]
-    content_id: Reference = Field(None, description="the web app's own reference; stored, not interpreted")  # type: ignore[assignment]
+    )
+    content_id: Reference = Field(None, description="the web app's own reference; stored, not interpreted")
     answer_metadata: dict[str, Any] | SkipJsonSchema[None] = Field(
         None, description="anything that describes the answer, at most 16 KiB of JSON"
     )
