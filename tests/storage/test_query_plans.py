@@ -231,7 +231,7 @@ CLAIM = "assessment_claims_pkey"
 DRAFTS_OF_USER = "ix_assessment_drafts_user"
 DRAFTS_OF_TOKEN = "ix_assessment_drafts_token"
 KEY = "uq_assessment_responses_submission_key"
-DRAFT = {"module_slug": "m1", "question_id": "q1"}
+DRAFT: dict[str, Any] = {"module_slug": "m1", "question_id": "q1"}
 CLAIMS_REQUESTED = "ix_assessment_claims_requested"
 
 HOT: dict[str, tuple[Any, set[str]]] = {
