@@ -28,13 +28,13 @@ CHUNK = b" " * 10_000
 
 
 class Endless:
-    """A body that never ends, in chunks, and counts how many of them were asked for."""
+    """A body that goes on and on, in chunks, and counts how many of them were asked for."""
 
     def __init__(self) -> None:
         self.read = 0
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        while True:
+        while self.read < 1_000:  # by then it is clear, and the memory is needed by others
             self.read += 1
             yield CHUNK
 
@@ -180,7 +180,6 @@ def with_metadata(raw: bytes) -> bytes:
 @pytest.mark.parametrize(
     "body",
     [
-        pytest.param(b"", id="nothing"),
         pytest.param(b"{", id="half"),
         pytest.param(b"\xff\xfe{\x00}\x00", id="UTF-16"),
         pytest.param(with_text(b'"\xff"'), id="no UTF-8"),
@@ -200,14 +199,14 @@ async def test_what_is_no_json_is_refused(client: httpx.AsyncClient, body: bytes
     """Nothing is stored, and the reply quotes nothing."""
     reply = await client.post("/responses", content=body, headers=JSON)
 
-    status, found = fields(reply)
-    assert (status, found) in [(400, ["body"]), (422, ["body"]), (422, ["answer_metadata"])]
+    assert fields(reply) == (400, ["body"])
     assert (await client.get("/responses")).json()["items"] == []
 
 
 @pytest.mark.parametrize(
     ("body", "field"),
     [
+        pytest.param(b"", "body", id="nothing"),
         pytest.param(with_text(rb'"a\u0000"'), "answer_text", id="escaped NUL"),
         pytest.param(with_metadata(rb'"\u0000"'), "answer_metadata", id="escaped NUL in metadata"),
         pytest.param(with_metadata(b"[" * 50 + b"]" * 50), "answer_metadata", id="too deep"),
