@@ -12,13 +12,8 @@ import pytest
 from sqlalchemy import text
 
 from alembic import command
-from storage import (
-    claim_assessment_responses,
-    create_engine,
-    get_responses,
-    publish_questions,
-    submit_responses,
-)
+from storage import claims, create_engine, get_responses, publish_questions, submit_responses
+from storage.claims import request_claim
 from storage.engine import single_statements
 from storage.errors import AccessDeniedError
 from storage.leases import pull_handoffs
@@ -235,7 +230,10 @@ class Traffic:
     async def claim(self, conn: AsyncConnection) -> None:
         token = f"{uuid4()}"
         await submit_responses(conn, [submission(anonymous_token=token, question_id=token)])
-        assert await claim_assessment_responses(conn, anonymous_token=token, user_id=7) == 1
+        claim_id = await request_claim(conn, anonymous_token=token, user_id=7)
+        # As editions applied it that knew of no drafts.
+        applied = (await conn.execute(claims._APPLY, {"claim_id": claim_id})).mappings().one()
+        assert applied["moved"] == 1
 
     async def publish(self, conn: AsyncConnection) -> None:
         rubric = f"rubric {self.done['publish'] % 3}"
