@@ -10,7 +10,19 @@ import typer
 
 from producers.errors import ProducerError
 from storage.errors import StorageError, StorageUnavailableError
-from worker.commands import backfill, database, dead, history, process, questions, rescore, status
+from worker.commands import (
+    backfill,
+    database,
+    dead,
+    erase,
+    export,
+    history,
+    process,
+    purge,
+    questions,
+    rescore,
+    status,
+)
 from worker.errors import WorkerError
 
 app = typer.Typer(
@@ -32,6 +44,9 @@ for command in (
 for command, examples in (
     (rescore.rescore, rescore.EXAMPLES),
     (backfill.backfill, backfill.EXAMPLES),
+    (purge.purge, purge.EXAMPLES),
+    (erase.erase, erase.EXAMPLES),
+    (export.export, export.EXAMPLES),
     (history.history, history.EXAMPLES),
 ):
     app.command(epilog=examples)(command)

@@ -13,7 +13,8 @@ from storage.runs import horizon
 from storage.translation import translated
 from worker.commands.acting import By, DryRun, Yes, actor, confirm, examples, must_be_able_to_ask
 from worker.commands.printing import AsJson, console, print_json, table
-from worker.commands.runs import ListRuns, Plan, Resume, RunNumber, Runs, Wait, survey, working
+from worker.commands.runs import ListRuns, Plan, Resume, RunNumber, Runs, Wait, survey
+from worker.commands.transactions import working
 
 EXAMPLES = examples(
     "scoring backfill --dry-run",

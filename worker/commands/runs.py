@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from producers.settings import DatabaseSettings
-from storage.errors import InvalidInputError, StorageUnavailableError
+from storage.errors import InvalidInputError
 from storage.runs import (
     advance_run,
     get_run,
@@ -23,11 +22,11 @@ from storage.translation import translated
 from worker.commands.database import connection
 from worker.commands.printing import console, print_json, table
 from worker.commands.progress import progress
-from worker.commands.stopping import InterruptedCommandError, pause, stoppable
-from worker.errors import WorkerError
+from worker.commands.stopping import InterruptedCommandError, pause
+from worker.commands.transactions import persistently, working
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -41,13 +40,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that wa
 ListRuns = Annotated[bool, typer.Option("--list", help="List the runs that there were.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Show the scoring, until all of it is done.")]
 
-# A deadlock's victim goes on at once; a server that restarts has half a minute.
-_PAUSES_SECONDS = (0.0, 0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 _LOOK_SECONDS = 1.0
-
-
-class RunHaltedError(WorkerError):
-    """PostgreSQL stayed away; the message says how far the run is and how to go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +62,8 @@ class Runs:
         work: Does one step.
         actor: Who works on them.
         as_json: Progress as lines of JSON.
+        afterwards: What is left to do when the run is finished, harmless to do again; its counts stand in the run's
+            row as ``also``.
     """
 
     kind: Kind
@@ -76,6 +71,7 @@ class Runs:
     work: Callable[[AsyncConnection, Mapping[str, Any]], Awaitable[Step]]
     actor: str
     as_json: bool
+    afterwards: Callable[[AsyncEngine, asyncio.Event, Mapping[str, Any]], Awaitable[dict[str, int]]] | None = None
 
     def start(self, plan: Plan, *, wait: bool = False) -> dict[str, Any]:
         """Begin a run and work on it to its end; returns its row, with ``unscored`` where we waited for scores."""
@@ -148,6 +144,8 @@ class Runs:
                     run_id = await find(conn)
             with progress(f"Run {run_id}", as_json=self.as_json) as show:
                 run = await self._work(engine, run_id, stop, show)
+            if self.afterwards is not None:
+                run["also"] = await self.afterwards(engine, stop, run)
             if wait:
                 with progress("Scoring", as_json=self.as_json) as show:
                     run["unscored"] = await self._wait(engine, run, stop, show)
@@ -156,24 +154,12 @@ class Runs:
     async def _work(
         self, engine: AsyncEngine, run_id: int, stop: asyncio.Event, show: Progress
     ) -> dict[str, Any]:
-        pauses = iter(_PAUSES_SECONDS)
+        async def advance(conn: AsyncConnection) -> dict[str, Any]:
+            # Whether the commit before happened or not: the cursor knows.
+            return await advance_run(conn, run_id, kind=self.kind, actor=self.actor, work=self.work)
+
         while True:
-            try:
-                with translated():
-                    async with engine.begin() as conn:
-                        run = await advance_run(
-                            conn, run_id, kind=self.kind, actor=self.actor, work=self.work
-                        )
-            except StorageUnavailableError as exc:
-                # Whether the last commit happened or not: the cursor knows.
-                seconds = next(pauses, None)
-                if seconds is None:
-                    raise RunHaltedError(f"{exc} {self._how_to_resume(run_id)}") from exc
-                await pause(stop, seconds)
-                if stop.is_set():
-                    raise InterruptedCommandError(f"Stopped. {self._how_to_resume(run_id)}") from exc
-                continue
-            pauses = iter(_PAUSES_SECONDS)
+            run = await persistently(engine, stop, advance, how_to_go_on=self._how_to_resume(run_id))
             if run["finished_at"] is not None:
                 return run
             counted = f"{run['changed']:,} of about {run['expected']:,} answers {self.done}"
@@ -199,17 +185,6 @@ class Runs:
                 said = f"Run {run['run_id']} is done; {left['waiting']:,} answers wait for their score, and workers go on."
                 raise InterruptedCommandError(said)
             await pause(stop, _LOOK_SECONDS)
-
-
-@asynccontextmanager
-async def working() -> AsyncIterator[tuple[AsyncEngine, asyncio.Event]]:
-    """An engine of the command's own, and the event that asks for its end."""
-    engine = DatabaseSettings.from_environment().engine()
-    try:
-        async with stoppable() as stop:
-            yield engine, stop
-    finally:
-        await engine.dispose()
 
 
 async def survey(
