@@ -85,7 +85,7 @@ def export(
 
 
 async def _export(student: Named, file: TextIO, who: str) -> dict[str, int]:
-    whose = {"user_id": student.user_id, "anonymous_token": student.anonymous_token}
+    whose: dict[str, Any] = {"user_id": student.user_id, "anonymous_token": student.anonymous_token}
     counts: Counter[str] = Counter()
     async with working() as (engine, stop):
         with translated():

@@ -35,7 +35,8 @@ def purge(
     run: RunNumber = None,
     *,
     older_than: Annotated[
-        int | None, typer.Option(min=1, max=_LONGEST_DAYS, metavar="DAYS", help="What is older than so many days.")
+        int | None,
+        typer.Option(min=1, max=_LONGEST_DAYS, metavar="DAYS", help="What is older than so many days."),
     ] = None,
     dry_run: DryRun = False,
     yes: Yes = False,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from producers.settings import DatabaseSettings
-from storage.errors import InvalidInputError
+from storage.errors import InvalidInputError, StorageUnavailableError
 from storage.runs import (
     advance_run,
     get_run,
@@ -23,7 +23,7 @@ from worker.commands.database import connection
 from worker.commands.printing import console, print_json, table
 from worker.commands.progress import progress
 from worker.commands.stopping import InterruptedCommandError, pause
-from worker.commands.transactions import persistently, working
+from worker.commands.transactions import HaltedCommandError, persistently, working
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -71,7 +71,9 @@ class Runs:
     work: Callable[[AsyncConnection, Mapping[str, Any]], Awaitable[Step]]
     actor: str
     as_json: bool
-    afterwards: Callable[[AsyncEngine, asyncio.Event, Mapping[str, Any]], Awaitable[dict[str, int]]] | None = None
+    afterwards: (
+        Callable[[AsyncEngine, asyncio.Event, Mapping[str, Any]], Awaitable[dict[str, int]]] | None
+    ) = None
 
     def start(self, plan: Plan, *, wait: bool = False) -> dict[str, Any]:
         """Begin a run and work on it to its end; returns its row, with ``unscored`` where we waited for scores."""
@@ -139,9 +141,14 @@ class Runs:
 
     async def _run(self, find: Callable[[AsyncConnection], Awaitable[int]], *, wait: bool) -> dict[str, Any]:
         async with working() as (engine, stop):
-            with translated():
-                async with engine.begin() as conn:
-                    run_id = await find(conn)
+            try:
+                with translated():
+                    async with engine.begin() as conn:
+                        run_id = await find(conn)
+            except StorageUnavailableError as exc:
+                raise HaltedCommandError(
+                    f"{exc} Whether a run was begun says: scoring {self.kind} --list"
+                ) from exc
             with progress(f"Run {run_id}", as_json=self.as_json) as show:
                 run = await self._work(engine, run_id, stop, show)
             if self.afterwards is not None:

@@ -38,10 +38,8 @@ def named(user: int | None, *, token_from_stdin: bool) -> Named:
         raise typer.BadParameter("name one student: --user ID or --anonymous-token-stdin.")
     if user is not None:
         return Named(user, None)
-    if sys.stdin.isatty():
-        token = getpass.getpass("Anonymous token: ")
-    else:
-        token = sys.stdin.readline()
+    asked = sys.stdin.isatty()
+    token = getpass.getpass("Anonymous token: ") if asked else sys.stdin.readline()
     token = token.strip("\r\n")
     if not token:
         raise typer.BadParameter("standard input holds no token.")
