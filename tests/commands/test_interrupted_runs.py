@@ -119,7 +119,7 @@ async def test_a_signal_ends_a_run_between_two_steps(
 async def test_a_killed_run_goes_on_where_its_last_step_ended(
     commands: Commands, engine: AsyncEngine, kind: str
 ) -> None:
-    """kill -9 in the middle of a step undoes that step and nothing else."""
+    """Kill -9 in the middle of a step undoes that step and nothing else."""
     ids = await prepared(engine, kind)
     async with held(engine, ids[MIDDLE]):
         process = await in_the_middle(commands, engine, kind)
@@ -135,8 +135,10 @@ async def test_a_killed_run_goes_on_where_its_last_step_ended(
     again = await commands.json(kind, "--resume", str(run["run_id"]))
     assert again["run"]["changed"] == NUMBER
     history = await commands.json("history")
-    assert ["finished", "resumed", "started"] == [
-        row["details"]["step"] for row in history if "step" in row["details"]
+    assert [row["details"]["step"] for row in history if "step" in row["details"]] == [
+        "finished",
+        "resumed",
+        "started",
     ]
     assert next(row["actor"] for row in history if row["details"].get("step") == "finished") == (
         "the next shift"
