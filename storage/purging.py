@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
-# The same locks in the same order: whoever settles, renews or rescores meanwhile cannot tell the two apart.
-from storage.erasure import _FORGET_HANDOFFS, _FORGET_SCORES
 from storage.errors import StorageBusyError
 from storage.rows import as_dicts
-from storage.runs import BATCH, WINDOW, Step, window_end
+from storage.runs import BATCH, Step, window_end
 from storage.translation import translated
 
 if TYPE_CHECKING:
@@ -52,11 +50,27 @@ _NEXT = text(f"""
     ORDER BY r.response_id LIMIT :limit
 """)
 
+# Handoffs first and in their order, then scores, as in storage.erasure and for its reasons. The ids stand there twice, so
+# that PostgreSQL goes by them also where it would rather read the whole table.
+_PURGE_HANDOFFS = text("""
+    WITH locked AS MATERIALIZED (
+        SELECT handoff_id, response_id FROM scoring_handoffs
+        WHERE response_id = ANY (CAST(:response_ids AS bigint[]))
+        ORDER BY handoff_id FOR UPDATE
+    )
+    DELETE FROM scoring_handoffs AS h USING locked
+    WHERE h.response_id = locked.response_id AND h.response_id = ANY (CAST(:response_ids AS bigint[]))
+""")
+_PURGE_SCORES = text(
+    "DELETE FROM assessment_scores WHERE response_id = ANY (CAST(:response_ids AS bigint[]))"
+)
+
 # In the order of the ids, in which claims lock responses. One that was claimed meanwhile stays, and is missed.
 _PURGE_RESPONSES = text(f"""
     DELETE FROM assessment_responses AS r
     USING (SELECT unnest(CAST(:response_ids AS bigint[])) AS response_id ORDER BY 1) AS purged
-    WHERE r.response_id = purged.response_id AND r.anonymous_token IS NOT NULL
+    WHERE r.response_id = purged.response_id AND r.response_id = ANY (CAST(:response_ids AS bigint[]))
+        AND r.anonymous_token IS NOT NULL
         AND NOT {_CLAIM_WAITS.format(row="r")}
 """)
 
@@ -81,11 +95,7 @@ _CLAIMS_END = text("""
 # Forget the drafts of a part that nobody has touched for so long. One that is saved or claimed meanwhile stays.
 _PURGE_DRAFTS = text(f"""
     DELETE FROM assessment_drafts AS d
-    USING (
-        SELECT draft_id FROM assessment_drafts
-        WHERE draft_id > :after AND draft_id <= :last ORDER BY draft_id
-    ) AS part
-    WHERE d.draft_id = part.draft_id AND d.saved_at < :cutoff AND d.anonymous_token IS NOT NULL
+    WHERE d.draft_id > :after AND d.draft_id <= :last AND d.saved_at < :cutoff AND d.anonymous_token IS NOT NULL
         AND NOT {_CLAIM_WAITS.format(row="d")}
 """)
 
@@ -93,11 +103,7 @@ _PURGE_DRAFTS = text(f"""
 # is of no use to anybody now. A submit that is repeated after so long would not find that its token became this user.
 _PURGE_CLAIMS = text("""
     DELETE FROM assessment_claims AS c
-    USING (
-        SELECT claim_id FROM assessment_claims
-        WHERE claim_id > :after AND claim_id <= :last ORDER BY claim_id
-    ) AS part
-    WHERE c.claim_id = part.claim_id AND c.applied_at < :cutoff
+    WHERE c.claim_id > :after AND c.claim_id <= :last AND c.applied_at < :cutoff
         AND NOT EXISTS (SELECT 1 FROM assessment_responses AS r WHERE r.anonymous_token = c.anonymous_token)
         AND NOT EXISTS (SELECT 1 FROM assessment_drafts AS d WHERE d.anonymous_token = c.anonymous_token)
 """)
@@ -148,8 +154,8 @@ async def purge_step(conn: AsyncConnection, run: Mapping[str, Any]) -> Step:
         ids = list(found.scalars())
         if ids:
             which = {"response_ids": ids}
-            await conn.execute(_FORGET_HANDOFFS, which)
-            await conn.execute(_FORGET_SCORES, which)
+            await conn.execute(_PURGE_HANDOFFS, which)
+            await conn.execute(_PURGE_SCORES, which)
             if (await conn.execute(_PURGE_RESPONSES, which)).rowcount != len(ids):
                 raise StorageBusyError(
                     "An answer was claimed or erased while it was to be purged; trying again is safe."
@@ -183,7 +189,7 @@ async def _purge_part(
     conn: AsyncConnection, end: Any, purge: Any, *, cutoff: datetime, after: int
 ) -> tuple[int | None, int]:
     with translated():
-        last = (await conn.execute(end, {"after": after, "size": WINDOW})).scalar_one()
+        last = (await conn.execute(end, {"after": after, "size": BATCH})).scalar_one()
         if last is None:
             return None, 0
         gone = await conn.execute(purge, {"after": after, "last": last, "cutoff": cutoff})

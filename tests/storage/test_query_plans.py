@@ -223,7 +223,7 @@ async def read_all(conn: AsyncConnection) -> None:
 RUN: dict[str, Any] = {
     "last_response_id": 20_000,
     "until_response_id": 40_000,
-    "filters": {"until_score_id": 30_000, "after_handoff_id": 100_000, "cutoff": "2100-01-01T00:00:00+00:00"},
+    "filters": {"until_score_id": 30_000, "after_handoff_id": 109_000, "cutoff": "2100-01-01T00:00:00+00:00"},
 }
 CUTOFF = datetime(2100, 1, 1, tzinfo=UTC)
 LEASE: dict[str, Any] = {"lease_seconds": LEASE_SECONDS, "lease_token": uuid4()}
@@ -323,7 +323,7 @@ HOT: dict[str, tuple[Any, set[str]]] = {
     ),
     "step of a purge": (
         partial(purge_step, run=RUN),
-        {RESPONSE, CURRENT_SCORE, HANDOFF, CLAIMS_REQUESTED},
+        {RESPONSE, CURRENT_SCORE, HANDOFF_OF_RESPONSE, CLAIMS_REQUESTED},
     ),
     "survey of a purge": (
         partial(survey_purge, cutoff=CUTOFF, after=20_000, until=40_000),
@@ -338,9 +338,9 @@ HOT: dict[str, tuple[Any, set[str]]] = {
     "list of runs": (partial(latest_runs, kind="rescore"), set()),
     "export": (
         read_all,
-        {RESPONSES_OF_USER, RESPONSES_OF_TOKEN, CURRENT_SCORE, HANDOFF_OF_RESPONSE, CLAIMS_OF_TOKEN},
+        {RESPONSES_OF_TOKEN, CURRENT_SCORE, HANDOFF_OF_RESPONSE, CLAIMS_OF_TOKEN},
     ),
-    "erase": (partial(erase_responses, user_id=7), {RESPONSES_OF_USER, CURRENT_SCORE, HANDOFF_OF_RESPONSE}),
+    "erase": (partial(erase_responses, user_id=7), {CURRENT_SCORE, HANDOFF_OF_RESPONSE, RESPONSE}),
 }
 
 
