@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from storage import rescoring
+from storage.dead import rescore_responses
 from storage.errors import InvalidInputError
 from storage.rescoring import Choice, checked_choice, rescore_step, survey_rescore
 from storage.runs import horizon
@@ -36,7 +37,7 @@ async def scored(
     if response_id is None:
         response_id = int((await submit(conn, **changes))["response_id"])
     else:
-        await rescoring.rescore_responses(conn, response_ids=[response_id])
+        await rescore_responses(conn, response_ids=[response_id])
     [held] = await lease(conn, response_id)
     data = {"overall_score": score, "reasoning": "r"} | ({} if usage is None else {"usage": usage})
     assert await settle_handoffs(conn, [Settlement(held["handoff_id"], model, prompt, data)])
@@ -140,7 +141,7 @@ async def test_costs_are_those_of_the_scores_that_are_replaced(conn: AsyncConnec
     await scored(conn, usage={"cost_usd": None, "input_tokens": 20, "output_tokens": 5})
     waits = await scored(conn, usage="nonsense")
     await scored(conn, model="other")
-    await rescoring.rescore_responses(conn, response_ids=[waits])
+    await rescore_responses(conn, response_ids=[waits])
 
     rows = {row["model_id"]: row for row in await surveyed(conn, Choice())}
 
