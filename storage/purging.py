@@ -92,10 +92,15 @@ _CLAIMS_END = text("""
     ) AS next
 """)
 
-# Forget the drafts of a part that nobody has touched for so long. One that is saved or claimed meanwhile stays.
+# Forget the drafts of a part that nobody has touched for so long, in the order in which claims lock them. One that is
+# saved or claimed meanwhile stays.
 _PURGE_DRAFTS = text(f"""
     DELETE FROM assessment_drafts AS d
-    WHERE d.draft_id > :after AND d.draft_id <= :last AND d.saved_at < :cutoff AND d.anonymous_token IS NOT NULL
+    USING (
+        SELECT draft_id FROM assessment_drafts
+        WHERE draft_id > :after AND draft_id <= :last ORDER BY draft_id
+    ) AS part
+    WHERE d.draft_id = part.draft_id AND d.draft_id > :after AND d.draft_id <= :last AND d.saved_at < :cutoff AND d.anonymous_token IS NOT NULL
         AND NOT {_CLAIM_WAITS.format(row="d")}
 """)
 

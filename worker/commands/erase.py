@@ -49,8 +49,7 @@ def erase(
     must_be_able_to_ask(yes=yes, dry_run=dry_run)
     found, held = asyncio.run(_look(student))
     if not as_json:
-        rows = [[name.removeprefix("assessment_"), number] for name, number in held.items()]
-        console().print(table(f"What is stored about {student.label}", ("what", "rows"), rows))
+        console().print(table(f"What is stored about {student.label}", ("what", "rows"), _rows(held)))
         _tell_tokens(found)
     if dry_run or not any(held.values()):
         if as_json:
@@ -63,8 +62,7 @@ def erase(
     if as_json:
         print_json({"found": held, "shared_tokens": found.shared_tokens, "erased": erased, "left": left})
     else:
-        rows = [[name.removeprefix("assessment_"), number] for name, number in erased.items()]
-        console().print(table("Erased", ("what", "rows"), rows))
+        console().print(table("Erased", ("what", "rows"), _rows(erased)))
     if any(left.values()):
         typer.echo("Something has come meanwhile: run it again.", err=True)
         raise typer.Exit(1)
@@ -118,6 +116,12 @@ async def _erase(student: Named, found: Student, who: str) -> tuple[dict[str, in
                 )
                 left = await count_holdings(conn, again)
     return dict(erased), left
+
+
+def _rows(by_table: dict[str, int]) -> list[list[Any]]:
+    return [
+        [name.removeprefix("assessment_").removeprefix("scoring_"), rows] for name, rows in by_table.items()
+    ]
 
 
 def _tell_tokens(found: Student) -> None:

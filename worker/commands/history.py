@@ -13,6 +13,7 @@ from storage.actions import latest_actions
 from worker.commands.acting import examples
 from worker.commands.database import connection
 from worker.commands.printing import AsJson, console, print_json, table
+from worker.commands.runs import describe
 
 EXAMPLES = examples("scoring history", "scoring history --before 1200 --limit 200 --json")
 
@@ -58,4 +59,10 @@ def history(
 
 
 def _brief(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    match value:
+        case str():
+            return value
+        case dict():
+            return f"({describe(value)})"
+        case _:
+            return json.dumps(value)
