@@ -16,7 +16,7 @@ from storage.translation import translated
 from storage.validation import checked_owner
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
     from uuid import UUID
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -86,6 +86,10 @@ _SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
 _PATIENCE = text("SET LOCAL idle_in_transaction_session_timeout = '15min'")
 
 
+# An answer is some kilobytes.
+_FETCHED_ROWS = 200
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Student:
     """Who it is about: a user with the tokens that only he has claimed, or an anonymous student's token."""
@@ -140,7 +144,7 @@ async def begin_snapshot(conn: AsyncConnection) -> None:
         await conn.execute(_PATIENCE)
 
 
-async def read_holdings(conn: AsyncConnection, student: Student) -> AsyncIterator[dict[str, Any]]:
+async def read_holdings(conn: AsyncConnection, student: Student) -> AsyncGenerator[dict[str, Any]]:
     """Read all that is stored about a student, row by row, through a cursor: however much it is, little is in memory.
 
     Args:
@@ -153,6 +157,15 @@ async def read_holdings(conn: AsyncConnection, student: Student) -> AsyncIterato
     """
     for record, statement in _READ.items():
         with translated():
-            async with conn.stream(statement, student.given) as rows:
-                async for row in rows.mappings():
+            result = (await conn.stream(statement, student.given)).mappings()
+        try:
+            while True:
+                # Whatever the reader raises while he has a row is none of ours to translate.
+                with translated():
+                    rows = await result.fetchmany(_FETCHED_ROWS)
+                for row in rows:
                     yield {"record": record, **row}
+                if not rows:
+                    break
+        finally:
+            await result.close()

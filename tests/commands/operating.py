@@ -127,7 +127,9 @@ async def held(engine: AsyncEngine, response_id: int) -> AsyncIterator[AsyncConn
         await conn.rollback()
 
 
-async def start_command(environment: Mapping[str, str], *words: str) -> Process:
+async def start_command(
+    environment: Mapping[str, str], *words: str, stdout: int = asyncio.subprocess.PIPE
+) -> Process:
     """Start a ``scoring`` command that goes on by itself; whoever starts it ends it."""
     return await asyncio.create_subprocess_exec(
         *SCORING,
@@ -135,7 +137,7 @@ async def start_command(environment: Mapping[str, str], *words: str) -> Process:
         cwd=ROOT,
         env={"PATH": os.environ["PATH"], **environment},
         stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
+        stdout=stdout,
         stderr=asyncio.subprocess.PIPE,
         preexec_fn=lambda: die_with_parent(signal.SIGKILL),
     )
@@ -145,4 +147,4 @@ async def ended(process: Process) -> tuple[int | None, str, str]:
     """Wait for its end: exit status, standard output, standard error."""
     async with asyncio.timeout(60):
         out, err = await process.communicate()
-    return process.returncode, out.decode(), err.decode()
+    return process.returncode, (out or b"").decode(), err.decode()

@@ -7,6 +7,8 @@ it, and the test acts there.
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import signal
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -30,10 +32,12 @@ from tests.commands.operating import (
 )
 from tests.factories import count, publish
 from tests.producers.proxy import Proxy
+from tests.producers.waiting import eventually
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -210,3 +214,94 @@ async def test_a_run_says_how_to_go_on_when_postgresql_stays_away(
     run: dict[str, Any] = await latest_run(engine)
     assert f"scoring rescore --resume {run['run_id']}" in str(result.exception)
     assert run["changed"] == 2 * BATCH
+
+
+async def test_waiting_for_scores_ends_with_the_last_one(commands: Commands, engine: AsyncEngine) -> None:
+    """--wait returns when nothing of the run waits any more, and says how many are dead."""
+    await scored_answers(engine, 3)
+    process = await start_command(commands.environment, *WORDS["rescore"], "--wait", "--json")
+
+    async def finished() -> bool:
+        return bool((await latest_run(engine)).get("finished_at"))
+
+    await eventually(finished)
+    assert process.returncode is None
+    await score_all(engine)
+    status, out, err = await ended(process)
+
+    assert status == 0, err
+    assert json.loads(out)["run"]["unscored"] == {"waiting": 0, "unpublished": 0, "dead": 0}
+
+
+async def test_who_waits_for_scores_may_leave(commands: Commands, engine: AsyncEngine) -> None:
+    """The run is done by then; Ctrl-C says what still waits."""
+    await scored_answers(engine, 3)
+    process = await start_command(commands.environment, *WORDS["rescore"], "--wait")
+
+    async def finished() -> bool:
+        return bool((await latest_run(engine)).get("finished_at"))
+
+    await eventually(finished)
+    process.send_signal(signal.SIGINT)
+    status, _, err = await ended(process)
+
+    assert status == 130
+    assert "3 answers wait for their score" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_an_export_that_nobody_reads_can_be_stopped(
+    commands: Commands, engine: AsyncEngine, number: signal.Signals
+) -> None:
+    """It waits for its reader, in the middle of a line; a signal ends it all the same, without an end line."""
+    async with engine.begin() as conn:
+        ids = await bare_answers(conn, NUMBER)
+        await conn.execute(
+            text("UPDATE assessment_responses SET user_id = 3 WHERE response_id = ANY (:ids)"), {"ids": ids}
+        )
+    process = await start_command(commands.environment, "export", "--user", "3")
+    assert process.stdout is not None
+    first = json.loads(await process.stdout.readline())
+    process.send_signal(number)
+    status, out, err = await ended(process)
+
+    assert first["record"] == "export"
+    assert status == 130
+    assert '"end"' not in out
+    assert "not complete" in err
+    assert "Traceback" not in err
+
+
+async def test_an_export_that_is_stopped_leaves_no_file(
+    commands: Commands, engine: AsyncEngine, tmp_path: Path
+) -> None:
+    """The unfinished one is removed; none had the name that was asked for."""
+    file = tmp_path / "student.jsonl"
+    async with engine.connect() as conn:
+        await conn.execute(text("LOCK TABLE assessment_drafts IN ACCESS EXCLUSIVE MODE"))
+        process = await start_command(commands.environment, "export", "--user", "3", "--output", str(file))
+        await waiting(engine)
+        [unfinished] = os.listdir(tmp_path)  # noqa: PTH208 - pathlib's would be called blocking
+        process.send_signal(signal.SIGINT)
+        status, _, err = await ended(process)
+
+    assert unfinished.endswith(".unfinished")
+    assert status == 130, err
+    assert "nothing was written" in err
+    assert os.listdir(tmp_path) == []  # noqa: PTH208
+
+
+async def test_an_export_whose_reader_leaves_says_nothing(commands: Commands, engine: AsyncEngine) -> None:
+    """As with `| head`: exit status 1, no traceback."""
+    async with engine.begin() as conn:
+        ids = await bare_answers(conn, NUMBER)
+        await conn.execute(
+            text("UPDATE assessment_responses SET user_id = 3 WHERE response_id = ANY (:ids)"), {"ids": ids}
+        )
+    read, write = os.pipe()
+    process = await start_command(commands.environment, "export", "--user", "3", stdout=write)
+    os.close(write)
+    os.close(read)
+    status, _, err = await ended(process)
+
+    assert (status, err) == (1, "")

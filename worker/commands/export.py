@@ -7,7 +7,7 @@ import os
 import secrets
 import sys
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -19,9 +19,9 @@ from storage.holdings import FORMAT, begin_snapshot, count_holdings, find_studen
 from storage.translation import translated
 from worker.commands.acting import By, actor, examples
 from worker.commands.printing import AsJson, json_line, print_json
-from worker.commands.stopping import InterruptedCommandError
+from worker.commands.stopping import interruptible
 from worker.commands.students import Named, TokenOption, UserOption, named
-from worker.commands.transactions import working
+from worker.commands.transactions import own_engine
 from worker.errors import WorkerError
 
 if TYPE_CHECKING:
@@ -66,15 +66,10 @@ def export(
     who = actor(by)
     student = named(user, token_from_stdin=token_from_stdin)
     if output is None:
-        try:
-            counts = asyncio.run(_export(student, sys.stdout, who))
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # Whoever read us has seen enough; Python would complain once more when it closes standard output.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(1) from None
+        with interruptible("Stopped; what was written is not complete."), _standard_output() as file:
+            counts = asyncio.run(_export(student, file, who))
     else:
-        with _new_file(output) as file:
+        with interruptible("Stopped; nothing was written."), _new_file(output) as file:
             counts = asyncio.run(_export(student, file, who))
     if as_json and output is not None:
         print_json({"output": str(output), "counts": counts})
@@ -87,7 +82,7 @@ def export(
 async def _export(student: Named, file: TextIO, who: str) -> dict[str, int]:
     whose: dict[str, Any] = {"user_id": student.user_id, "anonymous_token": student.anonymous_token}
     counts: Counter[str] = Counter()
-    async with working() as (engine, stop):
+    async with own_engine() as engine:
         with translated():
             # First, and for itself: nobody shall have read what nobody has recorded.
             async with engine.begin() as conn:
@@ -95,25 +90,40 @@ async def _export(student: Named, file: TextIO, who: str) -> dict[str, int]:
                 details = {} if student.user_id is None else {"user_id": student.user_id}
                 affected = held["assessment_responses"]
                 await record_action(conn, actor=who, action="export", affected=affected, details=details)
-            async with engine.begin() as conn:
-                await begin_snapshot(conn)
-                found = await find_student(conn, **whose)
-                head: dict[str, Any] = {
-                    "record": "export",
-                    "format": FORMAT,
-                    "exported_at": datetime.now(UTC),
-                    "user_id": student.user_id,
-                }
-                file.write(json_line(head))
-                async for row in read_holdings(conn, found):
+            conn = await engine.connect()
+        # What follows is not translated: a file that cannot be written is no trouble of PostgreSQL's.
+        try:
+            await begin_snapshot(conn)
+            found = await find_student(conn, **whose)
+            head: dict[str, Any] = {
+                "record": "export",
+                "format": FORMAT,
+                "exported_at": datetime.now(UTC),
+                "user_id": student.user_id,
+            }
+            file.write(json_line(head))
+            async with aclosing(read_holdings(conn, found)) as rows:
+                async for row in rows:
                     file.write(json_line(row))
                     counts[row["record"]] += 1
-                    if stop.is_set():
-                        raise InterruptedCommandError(
-                            f"Stopped after {counts.total():,} lines; the export is not complete."
-                        )
-                file.write(json_line({"record": "end", "counts": counts}))
+            file.write(json_line({"record": "end", "counts": counts}))
+        finally:
+            await conn.close()
     return dict(counts)
+
+
+@contextmanager
+def _standard_output() -> Iterator[TextIO]:
+    try:
+        yield sys.stdout
+        sys.stdout.flush()
+    except BaseException as exc:
+        # Nobody reads any more, or a signal came. What is left in the buffer would be written when Python ends, and
+        # fail, or wait for a reader for ever.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(exc, BrokenPipeError):
+            raise typer.Exit(1) from None
+        raise
 
 
 @contextmanager

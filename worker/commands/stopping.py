@@ -1,17 +1,18 @@
-"""Ctrl-C and SIGTERM, for commands that end between two steps and not within one."""
+"""Ctrl-C and SIGTERM: for commands that end between two steps and not within one, and for those that end anywhere."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 import threading
-from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import TYPE_CHECKING, NoReturn
 
 from worker.errors import WorkerError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
+    from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -56,3 +57,28 @@ async def pause(stop: asyncio.Event, seconds: float) -> None:
     """Wait so long, or until the end is asked for."""
     with suppress(TimeoutError):
         await asyncio.wait_for(stop.wait(), seconds)
+
+
+@contextmanager
+def interruptible(message: str) -> Iterator[None]:
+    """Let a signal end the block wherever it is, for what only reads: also where it waits for whoever reads us.
+
+    Raises:
+        InterruptedCommandError: A signal came; its message is the one that is given.
+    """
+
+    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+        # The one exception that an event loop lets pass wherever it is raised.
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedCommandError(message) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

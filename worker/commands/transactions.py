@@ -28,14 +28,20 @@ class HaltedCommandError(WorkerError):
 
 
 @asynccontextmanager
-async def working() -> AsyncIterator[tuple[AsyncEngine, asyncio.Event]]:
-    """An engine of the command's own, and the event that asks for its end."""
+async def own_engine() -> AsyncIterator[AsyncEngine]:
+    """An engine of the command's own."""
     engine = DatabaseSettings.from_environment().engine()
     try:
-        async with stoppable() as stop:
-            yield engine, stop
+        yield engine
     finally:
         await engine.dispose()
+
+
+@asynccontextmanager
+async def working() -> AsyncIterator[tuple[AsyncEngine, asyncio.Event]]:
+    """An engine of the command's own, and the event that asks for its end."""
+    async with own_engine() as engine, stoppable() as stop:
+        yield engine, stop
 
 
 async def persistently(
