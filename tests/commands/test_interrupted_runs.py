@@ -17,6 +17,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
+from demo.worker_process import worker_process
+from storage import submit_responses
 from storage.runs import BATCH
 from storage.verification import verify_settlement
 from tests.commands.operating import (
@@ -30,7 +32,7 @@ from tests.commands.operating import (
     start_command,
     waiting,
 )
-from tests.factories import count, publish
+from tests.factories import count, publish, submission
 from tests.producers.proxy import Proxy
 from tests.producers.waiting import eventually
 
@@ -305,3 +307,32 @@ async def test_an_export_whose_reader_leaves_says_nothing(commands: Commands, en
     status, _, err = await ended(process)
 
     assert (status, err) == (1, "")
+
+
+async def test_workers_go_on_while_a_run_is_killed_and_resumed(
+    commands: Commands, engine: AsyncEngine, tmp_path: Path
+) -> None:
+    """Live answers are scored meanwhile; in the end each answer has the scores that were asked for, and no more."""
+    ids = await scored_answers(engine, NUMBER)
+    environment = {**os.environ, **commands.environment, "SCORING_SCORER": "lexical"}
+
+    async def live_is_scored() -> bool:
+        async with engine.connect() as conn:
+            found = await conn.execute(text("SELECT count(*) FROM scoring_handoffs WHERE lane = 'live'"))
+            return not found.scalar_one()
+
+    with worker_process(environment, tmp_path / "worker.log"):
+        async with held(engine, ids[MIDDLE]):
+            process = await in_the_middle(commands, engine, "rescore")
+            async with engine.begin() as conn:
+                await submit_responses(conn, [submission()] * 100)
+            await eventually(live_is_scored)
+            process.kill()
+            await process.wait()
+        resumed = await commands.process("rescore", "--resume", "--wait")
+
+    assert resumed.returncode == 0, resumed.stderr
+    assert "none waits" in resumed.stdout
+    run = await latest_run(engine)
+    assert (run["changed"], run["expected"]) == (NUMBER, NUMBER)
+    assert await scores_each(engine) == {1: 100, 2: NUMBER}
