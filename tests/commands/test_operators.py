@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import typer
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
@@ -18,6 +19,7 @@ from tests.commands.operating import bare_answers, score_all, scored_answers, sc
 from tests.factories import bury, count, publish, submission, submit, token
 from tests.storage.acting import committed_roles
 from worker.commands.rescore import estimated
+from worker.errors import WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -80,12 +82,25 @@ async def test_a_person_is_asked(
 ) -> None:
     """No, and Ctrl-C, change nothing; yes does it."""
     await scored_answers(engine, 2)
-    answers = iter([False, True])
-    monkeypatch.setattr("typer.confirm", lambda *_, **__: next(answers))
+    answers = iter([False, None, True])
+
+    def answer(_question: str, *, err: bool) -> bool:
+        assert err, "standard output may be read by a program"
+        given = next(answers)
+        if given is None:
+            raise typer.Abort
+        return given
+
+    monkeypatch.setattr("typer.confirm", answer)
     monkeypatch.setattr("worker.commands.rescore.must_be_able_to_ask", lambda **_: None)
 
-    declined = await commands.run("rescore", "--all")
-    assert str(declined.exception) == "Nothing was changed."
+    for exit_status in (1, 130):
+        declined = await commands.run("rescore", "--all")
+        assert isinstance(declined.exception, WorkerError)
+        assert (str(declined.exception), declined.exception.exit_status) == (
+            "Nothing was changed.",
+            exit_status,
+        )
     assert await commands.json("rescore", "--list") == []
 
     agreed = await commands.run("rescore", "--all")

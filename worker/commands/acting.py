@@ -11,6 +11,7 @@ import typer
 
 from storage.actions import MAX_ACTOR_CHARS
 from storage.validation import storable
+from worker.commands.stopping import InterruptedCommandError
 from worker.errors import WorkerError
 
 By = Annotated[
@@ -64,14 +65,15 @@ def confirm(question: str, *, yes: bool) -> None:
     """Ask, unless it is answered already. On standard error: standard output may be read by a program.
 
     Raises:
-        DeclinedError: The answer is no, or Ctrl-C.
+        DeclinedError: The answer is no.
+        InterruptedCommandError: The answer is Ctrl-C, or the terminal is gone.
     """
     if yes:
         return
     try:
         agreed = typer.confirm(question, err=True)
     except typer.Abort:
-        agreed = False
+        raise InterruptedCommandError("Nothing was changed.") from None
     if not agreed:
         raise DeclinedError
 

@@ -49,7 +49,7 @@ def erase(
     must_be_able_to_ask(yes=yes, dry_run=dry_run)
     found, held = asyncio.run(_look(student))
     if not as_json:
-        console().print(table(f"What is stored about {student.label}", ("what", "rows"), _rows(held)))
+        console().print(table("Stored now", ("what", "rows"), _rows(held)))
         _tell_tokens(found)
     if dry_run or not any(held.values()):
         if as_json:
