@@ -31,7 +31,9 @@ _RECORD = text("""
 # What was done lately.
 _LATEST = text("""
     SELECT action_id, acted_at, actor, action, affected, details
-    FROM scoring_actions ORDER BY action_id DESC LIMIT :limit
+    FROM scoring_actions
+    WHERE CAST(:before AS bigint) IS NULL OR action_id < :before
+    ORDER BY action_id DESC LIMIT :limit
 """)
 
 
@@ -68,15 +70,18 @@ async def record_action(
         return int((await conn.execute(_RECORD, given)).scalar_one())
 
 
-async def latest_actions(conn: AsyncConnection, *, limit: int = 50) -> list[dict[str, Any]]:
+async def latest_actions(
+    conn: AsyncConnection, *, limit: int = 50, before_action_id: int | None = None
+) -> list[dict[str, Any]]:
     """List what people did lately, newest first.
 
     Args:
         conn: The caller's connection.
         limit: At most so many.
+        before_action_id: For the next page, the last ``action_id`` of the page before.
 
     Returns:
         ``action_id``, ``acted_at``, ``actor``, ``action``, ``affected`` and ``details`` of each.
     """
     with translated():
-        return list(as_dicts(await conn.execute(_LATEST, {"limit": limit})))
+        return list(as_dicts(await conn.execute(_LATEST, {"limit": limit, "before": before_action_id})))

@@ -10,7 +10,19 @@ import typer
 
 from producers.errors import ProducerError
 from storage.errors import StorageError, StorageUnavailableError
-from worker.commands import database, dead, process, questions, status
+from worker.commands import (
+    backfill,
+    database,
+    dead,
+    erase,
+    export,
+    history,
+    process,
+    purge,
+    questions,
+    rescore,
+    status,
+)
 from worker.errors import WorkerError
 
 app = typer.Typer(
@@ -29,6 +41,15 @@ for command in (
     database.grant,
 ):
     app.command()(command)
+for command, examples in (
+    (rescore.rescore, rescore.EXAMPLES),
+    (backfill.backfill, backfill.EXAMPLES),
+    (purge.purge, purge.EXAMPLES),
+    (erase.erase, erase.EXAMPLES),
+    (export.export, export.EXAMPLES),
+    (history.history, history.EXAMPLES),
+):
+    app.command(epilog=examples)(command)
 app.add_typer(dead.app)
 app.add_typer(questions.app)
 

@@ -38,12 +38,13 @@ class Commands:
         assert result.exit_code == exit_status, (result.output, result.exception)
         return json.loads(result.stdout)
 
-    async def process(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run as a process of its own, as installed."""
+    async def process(self, *words: str, given: str = "") -> subprocess.CompletedProcess[str]:
+        """Run as a process of its own, as installed, with something on its standard input."""
         return await asyncio.to_thread(
             subprocess.run,
             [*SCORING, *words],
             env={"PATH": "/usr/bin:/bin", **self.environment},
+            input=given,
             capture_output=True,
             text=True,
             timeout=60,

@@ -337,6 +337,7 @@ async def test_every_command_has_json_and_help(commands: Commands) -> None:
     """Every command takes `--json` and says what it does."""
     paths = [
         *(["worker"], ["health"], ["status"], ["verify"], ["migrate"], ["grant"]),
+        *(["rescore"], ["backfill"], ["purge"], ["erase"], ["export"], ["history"]),
         *(["dead", name] for name in ("list", "show", "retry", "dismiss")),
         ["questions", "sync"],
     ]

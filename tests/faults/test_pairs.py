@@ -20,6 +20,7 @@ from storage.dead import rescore_responses, retry_dead
 from storage.leases import bury_lost, pull_handoffs, renew_leases
 from storage.sweeps import overdue, revive_missed
 from tests.factories import LEASE_SECONDS, SHORT_LEASE_SECONDS, change_handoff, submission
+from tests.faults.operator_pairs import OPERATOR_PAIRS
 from tests.faults.pairs import Round, watched_engine
 from tests.races import committed
 
@@ -324,6 +325,7 @@ async def engines(database_url: str, refusals: Counter[str]) -> AsyncIterator[li
         erase_and_submit,
         erase_and_claim,
         settle_and_renew,
+        *OPERATOR_PAIRS,
     ],
 )
 async def test_two_at_the_same_moment(

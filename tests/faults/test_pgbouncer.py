@@ -250,3 +250,30 @@ async def test_the_router_behind_pgbouncer(site: Site, bounced_url: str) -> None
         await asyncio.gather(*(student(number) for number in range(STUDENTS)))
 
     assert await site.sql("SELECT count(*) FROM assessment_responses") == [(STUDENTS * 5,)]
+
+
+@pytest.mark.usefixtures("published")
+async def test_operators_commands_work_in_transaction_mode(
+    site: Site, bounced: Producer, start_bounced: Callable[[], Awaitable[WorkerProcess]], commands: Commands
+) -> None:
+    """Runs take their locks, and an export keeps its moment and its cursor, within transactions."""
+    worker = await start_bounced()
+    rows = [
+        await bounced.submit(**submission(user_id=2)),
+        await bounced.submit(**submission(anonymous_token="t")),
+    ]
+    await site.all_scored([row["response_id"] for row in rows])
+
+    rescored = await printed(commands, "rescore", "--all", "--yes", "--wait")
+    await printed(commands, "backfill", "--yes")
+    await site.sql("UPDATE assessment_responses SET created_at = now() - interval '9 days' RETURNING 1")
+    purged = await printed(commands, "purge", "--older-than", "5", "--yes")
+    exported = await commands.process("export", "--user", "2")
+    erased = await printed(commands, "erase", "--user", "2", "--yes")
+    await worker.stopped()
+
+    assert (rescored["run"]["changed"], purged["run"]["changed"]) == (2, 1)
+    assert [json.loads(line)["record"] for line in exported.stdout.splitlines()] == [
+        *("export", "response", "score", "score", "action", "end")
+    ]
+    assert (erased["erased"]["assessment_scores"], erased["erased"]["assessment_responses"]) == (2, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -18,9 +19,16 @@ from storage import (
     publish_questions,
     submit_responses,
 )
+from storage.actions import latest_actions
+from storage.backfilling import backfill_step, survey_backfill
 from storage.dead import dismiss_dead, list_dead, rescore_responses, retry_dead
+from storage.erasure import erase_responses
+from storage.holdings import count_holdings, find_student, read_holdings
 from storage.leases import bury_lost, pull_handoffs, pull_suspects, renew_leases
+from storage.purging import purge_claims, purge_drafts, purge_step, survey_purge
+from storage.rescoring import Choice, rescore_step, survey_rescore
 from storage.roles import grant_roles
+from storage.runs import advance_run, horizon, latest_runs, start_run, unscored_of
 from storage.settlements import (
     bury_handoffs,
     fail_handoffs,
@@ -38,6 +46,10 @@ from tests.factories import LEASE_SECONDS, lease, question, release, settlement,
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from storage.runs import Kind
 
 PLACES = (
     "/usr/lib/postgresql/15/bin",  # Debian, Ubuntu
@@ -57,6 +69,38 @@ def postgresql_15() -> Iterator[str]:
     servers = pytest.importorskip("demo.servers")
     with servers.embedded_servers(postgres_binaries=binaries, postgres_options=POSTGRES_OPTIONS) as running:
         yield running.database_url
+
+
+async def operate(conn: AsyncConnection) -> None:
+    """What operators' commands do."""
+    end = await horizon(conn)
+    until = end["until_response_id"]
+    cutoff = datetime.now(UTC)
+    filters = {
+        "until_score_id": end["until_score_id"],
+        "after_handoff_id": end["after_handoff_id"],
+        "cutoff": cutoff.isoformat(),
+    }
+    await survey_rescore(conn, Choice(), after=0, until=until, until_score_id=end["until_score_id"])
+    await survey_backfill(conn, after=0, until=until)
+    await survey_purge(conn, cutoff=cutoff, after=0, until=until)
+    steps: dict[Kind, Any] = {"rescore": rescore_step, "backfill": backfill_step, "purge": purge_step}
+    for kind, step in steps.items():
+        run_id = await start_run(
+            conn, kind=kind, filters=filters, started_by="o", until_response_id=until, expected=1
+        )
+        run = await advance_run(conn, run_id, kind=kind, actor="o", work=step)
+        assert run["finished_at"] is not None
+        assert [each["run_id"] for each in await latest_runs(conn, kind=kind)] == [run_id]
+        await unscored_of(conn, run)
+    await purge_drafts(conn, cutoff=cutoff, after=0)
+    await purge_claims(conn, cutoff=cutoff, after=0)
+    assert len(await latest_actions(conn)) == 6
+    student = await find_student(conn, user_id=1)
+    held = await count_holdings(conn, student)
+    rows = [row async for row in read_holdings(conn, student)]
+    assert sum(held.values()) == len(rows)
+    assert (await erase_responses(conn, user_id=1))["assessment_responses"] == held["assessment_responses"]
 
 
 @pytest.mark.processes
@@ -116,6 +160,7 @@ async def test_everything_runs_on_postgresql_15(postgresql_15: str) -> None:
             assert (found["orphans"], found["settled_twice"]) == ([], [])
             await verify_timeliness(conn, lease_seconds=LEASE_SECONDS, sweep_seconds=60)
             await grant_roles(conn, {"web": "w", "worker": "k", "ops": "o"})
+            await operate(conn)
             await conn.rollback()
     finally:
         await engine.dispose()

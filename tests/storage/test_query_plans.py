@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -25,9 +26,15 @@ from storage import (
     get_scores,
     save_draft,
 )
+from storage.backfilling import backfill_step, survey_backfill
 from storage.claims import requested_claims
 from storage.dead import dismiss_dead, list_dead, rescore_responses, retry_dead
+from storage.erasure import erase_responses
+from storage.holdings import Student, count_holdings, read_holdings
 from storage.leases import bury_lost, lease_handoffs, pull_handoffs, pull_suspects, renew_leases
+from storage.purging import purge_claims, purge_drafts, purge_step, survey_purge
+from storage.rescoring import Choice, rescore_step, survey_rescore
+from storage.runs import horizon, latest_runs, unscored_of
 from storage.settlements import postpone_handoffs, settle_handoffs
 from storage.sweeps import overdue, revive_missed
 from tests.databases import raw_connection, temporary_database, upgrade
@@ -214,6 +221,20 @@ async def repeat(conn: AsyncConnection) -> None:
         await submit(conn, anonymous_token="token 1", submission_key=key)
 
 
+async def read_all(conn: AsyncConnection) -> None:
+    student = Student(user_id=7, tokens=("token 7", "token 9"))
+    await count_holdings(conn, student)
+    async for _ in read_holdings(conn, student):
+        pass
+
+
+# A step in the middle of a run over everything.
+RUN: dict[str, Any] = {
+    "last_response_id": 20_000,
+    "until_response_id": 40_000,
+    "filters": {"until_score_id": 30_000, "after_handoff_id": 109_000, "cutoff": "2100-01-01T00:00:00+00:00"},
+}
+CUTOFF = datetime(2100, 1, 1, tzinfo=UTC)
 LEASE: dict[str, Any] = {"lease_seconds": LEASE_SECONDS, "lease_token": uuid4()}
 RESPONSES_OF_USER = "ix_assessment_responses_user"
 RESPONSES_TO_QUESTION = "ix_assessment_responses_user_question"
@@ -232,6 +253,7 @@ DRAFTS_OF_USER = "ix_assessment_drafts_user"
 DRAFTS_OF_TOKEN = "ix_assessment_drafts_token"
 KEY = "uq_assessment_responses_submission_key"
 DRAFT: dict[str, Any] = {"module_slug": "m1", "question_id": "q1"}
+CLAIMS_OF_TOKEN = "ix_assessment_claims_token"
 CLAIMS_REQUESTED = "ix_assessment_claims_requested"
 
 HOT: dict[str, tuple[Any, set[str]]] = {
@@ -317,6 +339,39 @@ HOT: dict[str, tuple[Any, set[str]]] = {
         partial(rescore_responses, response_ids=[5, 6, 39_502]),
         {RESPONSE, CURRENT_QUESTION, HANDOFF_OF_RESPONSE},
     ),
+    "horizon of a run": (horizon, {RESPONSE, HANDOFF, "assessment_scores_pkey"}),
+    "step of a rescore": (partial(rescore_step, run=RUN), {RESPONSE, CURRENT_SCORE, HANDOFF_OF_RESPONSE}),
+    "survey of a rescore": (
+        partial(
+            survey_rescore, choice=Choice(outdated=True), after=20_000, until=40_000, until_score_id=30_000
+        ),
+        {RESPONSE, CURRENT_SCORE, CURRENT_QUESTION},
+    ),
+    "step of a backfill": (partial(backfill_step, run=RUN), {RESPONSE, CURRENT_SCORE, HANDOFF_OF_RESPONSE}),
+    "survey of a backfill": (
+        partial(survey_backfill, after=20_000, until=40_000),
+        {RESPONSE, CURRENT_SCORE, HANDOFF_OF_RESPONSE},
+    ),
+    "step of a purge": (
+        partial(purge_step, run=RUN),
+        {RESPONSE, CURRENT_SCORE, HANDOFF_OF_RESPONSE, CLAIMS_REQUESTED},
+    ),
+    "survey of a purge": (
+        partial(survey_purge, cutoff=CUTOFF, after=20_000, until=40_000),
+        {RESPONSE, CURRENT_SCORE, HANDOFF_OF_RESPONSE},
+    ),
+    "purge of claims": (
+        partial(purge_claims, cutoff=CUTOFF, after=10_000),
+        {CLAIM, RESPONSES_OF_TOKEN},
+    ),
+    "purge of drafts": (partial(purge_drafts, cutoff=CUTOFF, after=0), set()),
+    "what a run waits for": (partial(unscored_of, run=RUN), {HANDOFF}),
+    "list of runs": (partial(latest_runs, kind="rescore"), set()),
+    "export": (
+        read_all,
+        {RESPONSES_OF_TOKEN, CURRENT_SCORE, HANDOFF_OF_RESPONSE, CLAIMS_OF_TOKEN},
+    ),
+    "erase": (partial(erase_responses, user_id=7), {CURRENT_SCORE, HANDOFF_OF_RESPONSE, RESPONSE}),
 }
 
 

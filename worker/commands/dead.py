@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from producers.settings import DatabaseSettings
+from storage.actions import record_action
 from storage.dead import dismiss_dead, list_dead, retry_dead
+from worker.commands.acting import By, actor
 from worker.commands.database import connection
 from worker.commands.printing import AsJson, console, print_json, table
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 app = typer.Typer(
     name="dead", help="Look at answers that could not be scored; retry or dismiss them.", no_args_is_help=True
 )
 
+_MOST_NAMED = 100
 ResponseIds = Annotated[list[int] | None, typer.Argument(metavar="[RESPONSE_ID]...", help="Which responses.")]
 
 
@@ -33,6 +38,19 @@ def _report(action: str, done: list[int], asked: list[int] | None, *, as_json: b
         typer.echo(f"Not dead, and left alone: {', '.join(map(str, skipped[:20]))}", err=True)
         if not done:
             raise typer.Exit(1)
+
+
+async def _record(
+    conn: AsyncConnection,
+    who: str,
+    action: Literal["retry", "dismiss"],
+    done: list[int],
+    details: dict[str, Any],
+) -> None:
+    """Record it where anything was done; of thousands the first are named, and all are counted."""
+    if done:
+        named = {"response_ids": sorted(done)[:_MOST_NAMED]}
+        await record_action(conn, actor=who, action=action, affected=len(done), details=details | named)
 
 
 @app.command("list")
@@ -98,15 +116,19 @@ def retry(
     *,
     every: Annotated[bool, typer.Option("--all", help="All dead answers (not the dismissed ones).")] = False,
     reason: Annotated[str | None, typer.Option(help="Only those whose reason contains this text.")] = None,
+    by: By = None,
     as_json: AsJson = False,
 ) -> None:
-    """Have dead answers scored again, with all their attempts."""
+    """Have dead answers scored again, with all their attempts; who decided is kept, see scoring history."""
     if bool(response_ids) == every:
         raise typer.BadParameter("name responses, or give --all.")
+    who = actor(by)
 
     async def run() -> list[int]:
         async with connection(DatabaseSettings.from_environment()) as conn:
-            return await retry_dead(conn, response_ids=None if every else response_ids, reason=reason)
+            done = await retry_dead(conn, response_ids=None if every else response_ids, reason=reason)
+            await _record(conn, who, "retry", done, {"reason": reason} if reason else {})
+            return done
 
     _report("retried", asyncio.run(run()), response_ids, as_json=as_json)
 
@@ -115,13 +137,16 @@ def retry(
 def dismiss(
     response_ids: Annotated[list[int], typer.Argument(metavar="RESPONSE_ID...", help="Which responses.")],
     *,
-    by: Annotated[str | None, typer.Option(help="Who decides; your login name by default.")] = None,
+    by: By = None,
     as_json: AsJson = False,
 ) -> None:
     """Decide that dead answers stay unscored; who decided is kept with the reason."""
+    who = actor(by)
 
     async def run() -> list[int]:
         async with connection(DatabaseSettings.from_environment()) as conn:
-            return await dismiss_dead(conn, response_ids=response_ids, dismissed_by=by or getpass.getuser())
+            done = await dismiss_dead(conn, response_ids=response_ids, dismissed_by=who)
+            await _record(conn, who, "dismiss", done, {})
+            return done
 
     _report("dismissed", asyncio.run(run()), response_ids, as_json=as_json)

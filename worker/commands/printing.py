@@ -43,6 +43,11 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, default=_plain, indent=2, ensure_ascii=False))
 
 
+def json_line(value: Any) -> str:
+    """One JSON document in one line, with its end."""
+    return json.dumps(value, default=_plain, ensure_ascii=False) + "\n"
+
+
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
     """Lay out rows; numbers to the right, None as a dash."""
     cells = [list(row) for row in rows]
