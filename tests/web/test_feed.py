@@ -93,14 +93,14 @@ async def test_a_rescore_brings_the_new_score_of_an_old_answer(engine: AsyncEngi
     await committed(engine, lambda conn: settle(conn, old, 2.0))
     others = [await submitted(engine) for _ in range(3)]
     page = Page()
-    async with feeding(engine, FeedSettings(look_seconds=0.02, newest=1)) as feed:
-        async with listening(feed, page) as listener:
-            assert page.state(old) is None
-            await committed(engine, lambda conn: publish(conn, rubric="Another one."))
-            await committed(engine, lambda conn: rescore_responses(conn, response_ids=[old]))
-            await shows(page, listener, {old: "waiting"})
-            await committed(engine, lambda conn: settle(conn, old, 5.0))
-            await shows(page, listener, {old: "scored"})
+    newest = FeedSettings(look_seconds=0.02, newest=1)
+    async with feeding(engine, newest) as feed, listening(feed, page) as listener:
+        assert page.state(old) is None
+        await committed(engine, lambda conn: publish(conn, rubric="Another one."))
+        await committed(engine, lambda conn: rescore_responses(conn, response_ids=[old]))
+        await shows(page, listener, {old: "waiting"})
+        await committed(engine, lambda conn: settle(conn, old, 5.0))
+        await shows(page, listener, {old: "scored"})
     assert page.score(old) == 5.0
     assert digest
     assert {page.state(other) for other in others} == {"waiting"}
