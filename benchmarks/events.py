@@ -18,7 +18,7 @@ from sqlalchemy import text
 
 from benchmarks.events_server import FILES
 from benchmarks.figures import Figures, Goal, quantile
-from benchmarks.pipeline import ANSWER, STALLED_SECONDS, START_SECONDS, StalledError, pipeline
+from benchmarks.pipeline import ANSWER, POLL_SECONDS, STALLED_SECONDS, START_SECONDS, StalledError, pipeline
 from demo.servers import free_port
 from storage.settlements import Settlement, settle_handoffs
 from storage.submissions import submit_responses
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 STREAMS = 1_000
 SCORES_PER_SECOND = 50
 SECONDS = 30
-# One more for each stream stays unscored and is watched, as on a page on which somebody waits.
+# As many more answers as there are streams stay unscored and are watched, as on pages on which somebody waits.
 SCORES = SCORES_PER_SECOND * SECONDS
 STEPS = 3
 NAME = "bench-events"
@@ -83,8 +83,10 @@ class Reader:
 async def _until(look: Any, what: str) -> None:
     try:
         async with asyncio.timeout(STALLED_SECONDS):
-            while not look():
-                await asyncio.sleep(0.01)
+            while True:
+                if look():
+                    return
+                await asyncio.sleep(POLL_SECONDS)
     except TimeoutError:
         raise StalledError(f"This did not happen within a minute: {what}.") from None
 
@@ -129,7 +131,6 @@ async def _prepare(line: Pipeline) -> list[tuple[int, int]]:
             given = range(start, min(start + 500, SCORES + STREAMS))
             await submit_responses(conn, [{**ANSWER, "user_id": number % STREAMS + 1} for number in given])
         waiting = [(int(row[0]), int(row[1])) for row in await conn.execute(_WAITING)]
-        await conn.execute(text("SELECT 1"))
     chosen = random.Random(1)  # noqa: S311 - always the same
     return chosen.sample(waiting, SCORES)
 

@@ -229,10 +229,11 @@ class Feed:
                 del self._waiting[listener]
                 listener.is_current = True
                 listener.advance(seen.cursor, wake=True)
+        # Before the cursors move: who has missed something goes back to the cursor that he has.
+        self._note_misses(seen, told)
         for listener in self._listeners:
             if listener.is_current:
                 listener.advance(seen.cursor)
-        self._note_misses(seen, told)
         return seen.is_more
 
     async def _missed(

@@ -89,7 +89,6 @@ class Listener:
         taken = list(self._pending.values())
         self._pending.clear()
         self._wake.clear()
-        # What was offered to one who is not current belongs to a look whose cursor he has not got.
         return taken, self.cursor
 
     def end(self) -> None:

@@ -12,9 +12,9 @@ stream guarantees: the cursor goes out with the last event of those that belong 
 Between two looks:
 
 - An answer that is not scored is watched by its id: its next state is seen by the next look, whatever else happens.
-- New answers and new scores are found by id: all above the highest seen, and all *gaps* below it. A gap is given up when
-  every transaction that could fill it is over. A transaction that fills one afterwards is older than the cursor cannot
-  be: while it runs, ``xmin`` stays at or below it.
+- New answers and new scores are found by id: all above the highest seen, and all *gaps* below it. While a transaction
+  that may fill a gap runs, ``xmin``, and so every cursor, stays at or below it. A gap is given up when all that ran when
+  it was noticed are over, and ten seconds have passed: an id is drawn a moment before its transaction gets a number.
 - What is missing below the first look's highest ids nobody knows, and gaps may be too many to remember. That is a
   *doubt*: the cursor stays where it was when it arose, until all transactions of that time are over; then everybody is
   given what he missed since, as if he came back with that cursor.

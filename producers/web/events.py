@@ -123,15 +123,12 @@ class EventStreams:
             self._watch = None
 
     async def _until_server_stops(self) -> None:
-        while not _server_stops():
-            await asyncio.sleep(_STOP_SECONDS)
-        for listener in self._open:
-            listener.end()
-        # Who comes now finds it stopping, too: this task is the last one's until all have left.
+        # Until the last has left, also those who come while it is stopping.
         while True:
+            if _server_stops():
+                for listener in self._open:
+                    listener.end()
             await asyncio.sleep(_STOP_SECONDS)
-            for listener in self._open:
-                listener.end()
 
     async def close(self) -> None:
         """End all streams, for servers that are not stopped by a signal to uvicorn."""
@@ -195,14 +192,14 @@ class _Stream(Response):
         await put(b"retry: %d\n\n" % settings.retry_ms)
         while not gone.done():
             wait_seconds = min(settings.keep_alive_seconds, ends_at - loop.time())
-            is_awake = await listener.wait(wait_seconds)
+            await listener.wait(wait_seconds)
             if gone.done():
                 return
             events, cursor = listener.take()
             if events:
                 await put(_encoded(events, cursor))
             elif not listener.ended:
-                await put(_position(cursor) + b":\n\n" if is_awake or cursor else b":\n\n")
+                await put(_position(cursor) + b":\n\n")
             if listener.ended or loop.time() >= ends_at:
                 break
         await put(b"", more=False)

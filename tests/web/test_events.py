@@ -197,7 +197,7 @@ async def test_only_the_last_event_of_a_look_has_the_cursor(engine: AsyncEngine,
         await committed(engine, submit)
 
     async with host.stream() as stream:
-        blocks = []
+        blocks: list[bool] = []
         while len(blocks) < 3:
             if "data" in (block := await stream.block()):
                 blocks.append("id" in block)
@@ -242,7 +242,7 @@ async def test_a_client_that_reads_nothing_is_given_up(engine: AsyncEngine, data
             stuck.sendall(b"GET /assessment/events HTTP/1.1\r\nHost: x\r\nx-user: 1\r\n\r\n")
             await eventually(lambda: host.open_streams)
             for connection in host.server.server_state.connections:
-                connection.transport.set_write_buffer_limits(high=0)  # type: ignore[union-attr]
+                connection.transport.set_write_buffer_limits(high=0)
             await _fill(host)
             await eventually(lambda: not host.open_streams)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import text
 
 from producers.errors import ProducerClosedError, TooManyListenersError
-from producers.feed import Feed, FeedSettings, parse_cursor
+from producers.feed import Feed, FeedSettings, look, parse_cursor
 from storage.claims import apply_claim, request_claim
 from storage.dead import rescore_responses, retry_dead
 from storage.erasure import erase_responses
@@ -116,7 +117,7 @@ async def test_nobody_is_told_about_another_s_answers(engine: AsyncEngine) -> No
         listeners = {who: feed.listen(who) for who in pages}
         after = {who: await submitted(engine, **owned(who)) for who in pages}
         for who in pages:
-            await committed(engine, lambda conn, who=who: settle(conn, before[who]))
+            await committed(engine, partial(settle, response_id=before[who]))
         for who, page in pages.items():
             await shows(page, listeners[who], {before[who]: "scored", after[who]: "waiting"})
             assert page.shown.keys() == {before[who], after[who]}
@@ -130,8 +131,16 @@ def owned(owner: Owner) -> dict[str, object]:
     )
 
 
-async def test_a_claim_that_is_applied_while_he_listens_brings_the_answers(engine: AsyncEngine) -> None:
-    """They become his with all that has come before; whoever still has the token is told no more."""
+@pytest.mark.parametrize("in_doubt", [True, False])
+async def test_a_claim_that_is_applied_while_he_listens_brings_the_answers(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, *, in_doubt: bool
+) -> None:
+    """They become his with all that has come before; whoever still has the token is told no more.
+
+    Also when the first doubt is over, and cursors are as young as they can be.
+    """
+    if not in_doubt:
+        monkeypatch.setattr(look, "SETTLING_SECONDS", 0.0)
     await committed(engine, publish)
     secret = token()
     scored, waiting = [
@@ -145,6 +154,10 @@ async def test_a_claim_that_is_applied_while_he_listens_brings_the_answers(engin
 
     async with feeding(engine) as feed, listening(feed, page) as listener, listening(feed, left) as leaving:
         assert page.shown == {}
+        if not in_doubt:
+            first = page.cursor
+            await submitted(engine, user_id=2)
+            await eventually(lambda: listener.is_current and listener.cursor != first)
         assert await committed(engine, lambda conn: apply_claim(conn, before))
         await shows(page, listener, {scored: "scored", waiting: "waiting"})
         left.take(leaving)
@@ -212,7 +225,7 @@ async def test_who_has_no_cursor_of_this_database_is_told_everything(
     await committed(engine, publish)
     oldest, *others = [await submitted(engine) for _ in range(4)]
     for answer in others:
-        await committed(engine, lambda conn, answer=answer: settle(conn, answer))
+        await committed(engine, partial(settle, response_id=answer))
     page = Page(cursor=cursor)
 
     async with feeding(engine, FeedSettings(look_seconds=0.02, newest=2)) as feed, listening(feed, page):

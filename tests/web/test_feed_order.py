@@ -405,20 +405,27 @@ async def test_whatever_happens_a_reader_ends_up_with_what_is_stored(
             for row in await committed(engine, lambda conn: get_responses(conn, user_id=1, limit=1000))
         }
 
+        left: dict[int, Any] = {}
+
         def differs() -> dict[int, Any]:
             reader.take()
             known = {
                 answer: (event["state"], (event["score"] or {}).get("id"))
                 for answer, event in reader.page.shown.items()
             }
-            return {
-                answer: (known.get(answer), stored.get(answer))
+            left.clear()
+            left.update(
+                (answer, (known.get(answer), stored.get(answer)))
                 for answer in known.keys() | stored.keys()
                 if known.get(answer) != stored.get(answer)
-            }
+            )
+            return left
 
         measured(
             f"live feed: {len(stored)} answers, {reader.reconnects} reconnects; again: {SEED_VARIABLE}={seed}"
         )
-        await eventually(lambda: not differs())
+        try:
+            await eventually(lambda: not differs())
+        except AssertionError:
+            pytest.fail(f"known and stored: {left}")
         reader.feed.leave(reader.listener)
