@@ -29,6 +29,17 @@ _OWNED = text("""
     ORDER BY response_id
 """)
 
+# Before the responses, as claims lock them; those that a claim moves meanwhile go too.
+_FORGET_DRAFTS = text("""
+    DELETE FROM assessment_drafts AS d
+    USING (
+        SELECT draft_id FROM assessment_drafts
+        WHERE user_id = CAST(:user_id AS integer) OR anonymous_token = CAST(:anonymous_token AS text)
+        ORDER BY draft_id
+    ) AS erased
+    WHERE d.draft_id = erased.draft_id
+""")
+
 # Handoffs before scores: a settlement that holds one is waited for, and the next statement sees its score; one that
 # comes later finds no handoff and writes nothing. Joined by the response, because a rescore that was waited for has
 # given its handoff another identity.
@@ -57,7 +68,7 @@ _FORGET_RESPONSES = text("""
 async def erase_responses(
     conn: AsyncConnection, *, user_id: int | None = None, anonymous_token: str | UUID | None = None
 ) -> dict[str, int]:
-    """Erase everything that is stored about a student: answers, scores, handoffs and claims.
+    """Erase everything that is stored about a student: answers, drafts, scores, handoffs and claims.
 
     A score that is on its way for one of the answers is dropped when it comes. An answer that is submitted while
     this runs either goes too or stays whole, and so it is with an answer that is claimed meanwhile. Erasing again
@@ -84,6 +95,7 @@ async def erase_responses(
     with translated():
         erased = {"assessment_claims": (await conn.execute(_FORGET_CLAIMS, whose)).rowcount}
         which = {"response_ids": list((await conn.execute(_OWNED, whose)).scalars())}
+        erased["assessment_drafts"] = (await conn.execute(_FORGET_DRAFTS, whose)).rowcount
         erased["scoring_handoffs"] = (await conn.execute(_FORGET_HANDOFFS, which)).rowcount
         erased["assessment_scores"] = (await conn.execute(_FORGET_SCORES, which)).rowcount
         erased["assessment_responses"] = (await conn.execute(_FORGET_RESPONSES, which)).rowcount

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 _BY_CONSTRAINT: dict[tuple[str, str], type[StorageError]] = {
     ("23503", "fk_assessment_responses_user"): UnknownUserError,
     ("23503", "fk_assessment_claims_user"): UnknownUserError,
+    ("23503", "fk_assessment_drafts_user"): UnknownUserError,
+    (
+        "23505",
+        "ix_assessment_drafts_user",
+    ): StorageBusyError,  # saved by the user while a claim moved it to him
     ("23503", "fk_scoring_handoffs_response"): StorageUnavailableError,  # erased while it was to be rescored
     ("23503", "fk_assessment_scores_response"): StorageUnavailableError,  # scored while it was erased
     ("23505", "uq_assessment_responses_submission_key"): SubmissionKeyConflictError,
