@@ -92,6 +92,15 @@ def not_found(what: str) -> ProblemError:
     return ProblemError(HTTPStatus.NOT_FOUND, f"There is no such {what}.")
 
 
+def method_not_allowed(methods: Iterable[str]) -> ProblemError:
+    """This path has other methods."""
+    return ProblemError(
+        HTTPStatus.METHOD_NOT_ALLOWED,
+        "This path has other methods.",
+        headers={"Allow": ", ".join(sorted(methods)), "Cache-Control": "no-store"},
+    )
+
+
 def invalid(*errors: tuple[str, str]) -> ProblemError:
     """Something that was given breaks a rule."""
     return ProblemError(
@@ -142,11 +151,12 @@ def _field(place: tuple[Any, ...], kind: str) -> str:
 
 
 def _misread(exc: RequestValidationError) -> ProblemError:
-    errors = []
+    errors: dict[str, str] = {}
     for error in exc.errors():
         rule = _RULES.get(error["type"], "is not valid").format(**error.get("ctx", {}))
-        errors.append((_field(error["loc"], error["type"]), rule))
-    return invalid(*errors)
+        # Of something that may be text or null, both are missed; the first says enough.
+        errors.setdefault(_field(error["loc"], error["type"]), rule)
+    return invalid(*errors.items())
 
 
 def problem_of(exc: Exception) -> ProblemError | None:
