@@ -29,6 +29,7 @@ from producers.web.identity import Identity
 from producers.web.problems import ProblemError
 from storage.validation import Owner, checked_owner
 
+MEDIA_TYPE = "text/event-stream"
 # Whoever was refused comes back so much later, seconds.
 _FULL_SECONDS = 30
 # How often it is looked whether the server stops.
@@ -128,12 +129,54 @@ class EventStreams:
         await asyncio.gather(*(feed.close() for feed in self._feeds.values()))
 
 
-class _EventStream(Response):
-    media_type = "text/event-stream"
+# As OpenAPI 3.2 describes each event of a stream. The data are those of a response, without its text.
+_EVENT_SCHEMA: dict[str, Any] = {
+    "title": "AssessmentEvent",
+    "type": "object",
+    "properties": {
+        "event": {"type": "string", "const": "response"},
+        "id": {"type": "string", "description": "for Last-Event-ID"},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {
+                "type": "object",
+                "required": ["id", "module_slug", "question_id", "state", "score"],
+                "properties": {
+                    "id": {"type": "integer"},
+                    "module_slug": {"type": "string"},
+                    "question_id": {"type": "string"},
+                    "state": {
+                        "type": "string",
+                        "enum": ["waiting", "unpublished", "scoring", "scored", "failed"],
+                    },
+                    "score": {"type": ["object", "null"]},
+                },
+            },
+        },
+        "retry": {"type": "integer", "minimum": 0},
+    },
+}
+_EXAMPLE = (
+    'event: response\ndata: {"id":42,"module_slug":"photosynthesis","question_id":"why-leaves-are-green",'
+    '"state":"waiting","score":null}\nid: 7312\n\n'
+)
+_DESCRIBED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {
+            MEDIA_TYPE: {
+                "itemSchema": _EVENT_SCHEMA,
+                "examples": {"waiting": {"summary": "An answer waits.", "value": _EXAMPLE}},
+            }
+        }
+    }
+}
 
 
-class _Stream(_EventStream):
+class _Stream(Response):
     """One stream. It listens from when it is sent until it is not sent any more, whatever ends it."""
+
+    media_type = MEDIA_TYPE
 
     def __init__(self, streams: EventStreams, engine: AsyncEngine, owner: Owner, cursor: int | None) -> None:
         self.status_code = 200
@@ -228,9 +271,9 @@ def add_events(router: APIRouter, host: Host, streams: EventStreams) -> None:
         "/events",
         operation_id="follow_responses",
         summary="Follow one's own answers",
-        response_class=_EventStream,
+        response_class=Response,  # of no type: else the document would call the whole stream a text
         response_description="Server-sent events, each the state of one answer; receiving one twice changes nothing.",
-        responses=problems("too_many_streams", "too_many_streams_here"),
+        responses=_DESCRIBED | problems("too_many_streams", "too_many_streams_here"),
     )
     async def follow(
         caller: Annotated[Identity, Depends(host.identity, scope="function")],
