@@ -109,10 +109,10 @@ def guarded_route(max_bytes: int) -> type[APIRoute]:
     class GuardedRoute(APIRoute):
         def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
             super().__init__(path, endpoint, **options)
-            methods_of[path].update(self.methods)
+            methods_of[path].update(self.methods or ())
 
         async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["method"] in self.methods:
+            if scope["method"] in (self.methods or ()):
                 await super().handle(scope, receive, send)
             else:
                 # The first route of this path is asked; by itself it would name no other methods than its own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
+from http.client import responses
 from typing import TYPE_CHECKING, Any
 
 from fastapi.exceptions import HTTPException, RequestValidationError
@@ -43,6 +44,11 @@ _RULES = {
 _PLACES = {"body", "query", "path", "header", "cookie"}
 
 
+def _title(status_code: int) -> str:
+    # A host may have numbers of its own.
+    return responses.get(status_code, "Error")
+
+
 class ProblemError(HTTPException):
     """A reply that ends the request. FastAPI lets an ``HTTPException`` through while it reads a body.
 
@@ -71,7 +77,7 @@ class ProblemError(HTTPException):
         """The body of the reply."""
         return {
             "type": "about:blank" if self.kind is None else f"urn:assessment-scoring:{self.kind}",
-            "title": HTTPStatus(self.status_code).phrase,
+            "title": _title(self.status_code),
             "status": self.status_code,
             "detail": self.detail,
             "errors": [{"field": field, "rule": rule} for field, rule in self.errors],
@@ -191,5 +197,6 @@ def _is_plain(exc: Exception) -> bool:
 
 
 def _of_host(exc: StarletteHTTPException) -> ProblemError:
-    detail = exc.detail if isinstance(exc.detail, str) else HTTPStatus(exc.status_code).phrase
-    return ProblemError(exc.status_code, detail, headers=exc.headers)
+    detail: object = exc.detail  # FastAPI's may be any JSON
+    sentence = detail if isinstance(detail, str) else _title(exc.status_code)
+    return ProblemError(exc.status_code, sentence, headers=exc.headers)

@@ -75,7 +75,7 @@ async def scored(conn: AsyncConnection, response_id: int, *, model_id: str = "te
 
 async def student(conn: AsyncConnection, **owner: Any) -> list[int]:
     """One who has answers that wait, are scored (twice, and asked for again), leased, dead and unpublished, and a draft."""
-    draft = {
+    draft: dict[str, Any] = {
         "question_id": "draft",
         "answer_text": "It tur",
         "module_slug": MODULE,

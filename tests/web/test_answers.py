@@ -207,7 +207,7 @@ async def test_a_bad_answer_is_refused(
 
 async def test_references_and_metadata_are_stored(client: httpx.AsyncClient, engine: AsyncEngine) -> None:
     """As they were given."""
-    given = {
+    given: dict[str, Any] = {
         "learning_outcome_id": "lo-1",
         "content_id": "c",
         "answer_metadata": {"seconds": 12.5, "é": [None]},

@@ -106,7 +106,7 @@ async def test_a_bad_draft_is_refused(client: httpx.AsyncClient, changes: dict[s
 @pytest.mark.parametrize("method", ["PUT", "GET", "DELETE"])
 async def test_a_bad_question_is_refused(client: httpx.AsyncClient, method: str) -> None:
     """Whatever is done with its draft."""
-    body = {"json": draft()} if method == "PUT" else {}
+    body: dict[str, Any] = {"json": draft()} if method == "PUT" else {}
     reply = await client.request(method, "/drafts/biology/%00", **body)
 
     assert fields(reply) == (422, ["question_id"])

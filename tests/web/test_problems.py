@@ -139,7 +139,7 @@ async def test_the_hosts_handlers_stay_the_hosts(host: Host) -> None:
         if x_trouble == "redirect":
             raise HTTPException(307, headers={"location": "/sign-in"})
         if x_trouble == "details":
-            raise HTTPException(403, {"reason": "a mapping"})
+            raise HTTPException(499, {"reason": "a mapping"})
         return Identity(user_id=1)
 
     app = host_app(host, identity=identity)
@@ -165,7 +165,7 @@ async def test_the_hosts_handlers_stay_the_hosts(host: Host) -> None:
     assert replies["own"].json() == {"host": "HostError"}
     assert replies["http"].json() == {"host": "HostHTTPError"}
     assert replies["redirect"].json() == {"host": "HTTPException"}
-    assert refusal(replies["details"]) == (403, [])
+    assert refusal(replies["details"]) == (499, [])
     assert fields(misread) == (422, ["limit"])
     assert [reply.json()["host"] for reply in hosts] == ["RequestValidationError", "HTTPException"]
 
