@@ -89,7 +89,9 @@ def _by_state(state: str, constraint: str) -> StorageError | None:
     if by_constraint := _BY_CONSTRAINT.get((state, constraint)):
         return by_constraint()
     if state == "23514" and not constraint:
-        return StorageUnavailableError("PostgreSQL has no partition for this row yet: somebody must create one.")
+        return StorageUnavailableError(
+            "PostgreSQL has no partition for this row yet: somebody must create one."
+        )
     if state.startswith("22") or state == "23514":
         # Everything a caller can get wrong is checked before; this is what slipped through.
         return InvalidInputError(constraint or "input", "PostgreSQL cannot store this value")

@@ -44,8 +44,12 @@ GIVEN = pytest.StashKey[GivenServers | None]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Forget every SCORING_ variable of the shell; only the two URLs are remembered, for the servers."""
+    """Forget every SCORING_ variable of the shell; only the two URLs are remembered, for the servers.
+
+    Tests start many workers on one machine: none takes the HTTP port unless its test gives it one.
+    """
     ours = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("SCORING_")}
+    os.environ["SCORING_HTTP_PORT"] = "0"
     urls = ours.get("SCORING_DATABASE_URL"), ours.get("SCORING_REDIS_URL")
     if (urls[0] is None) != (urls[1] is None):
         raise pytest.UsageError("Set both SCORING_DATABASE_URL and SCORING_REDIS_URL, or neither.")
