@@ -10,7 +10,7 @@ import typer
 
 from producers.errors import ProducerError
 from storage.errors import StorageError, StorageUnavailableError
-from worker.commands import database, dead, process, questions, status
+from worker.commands import database, dead, process, questions, stats, status
 from worker.errors import WorkerError
 
 app = typer.Typer(
@@ -25,6 +25,8 @@ for command in (
     process.health,
     status.status,
     status.verify,
+    stats.stats,
+    stats.actions,
     database.migrate,
     database.grant,
 ):

@@ -50,11 +50,13 @@ class Chart:
 
 
 def ceiling(value: float) -> float:
-    """The next number above that reads well on an axis: 1, 2 or 5 times a power of ten."""
+    """The next number above that reads well on an axis, also when halved."""
     if value <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
-    return next((step * power for step in (1, 2, 5, 10) if step * power >= value * 0.9999), 10 * power)
+    return next(
+        (step * power for step in (1, 2, 3, 4, 5, 6, 8, 10) if step * power >= value * 0.9999), 10 * power
+    )
 
 
 def bars(values: Sequence[float], top: float) -> str:
@@ -92,7 +94,8 @@ def throughput(hour: dict[str, Any]) -> Chart:
     answers = [minute["answers"] for minute in minutes]
     scores = [minute["scores"] for minute in minutes]
     most = max([*answers, *scores])
-    top = ceiling(max(most, 4))
+    # Even, so that half of it is a whole number too.
+    top = 2 * math.ceil(ceiling(max(most, 4)) / 2)
     whole = hour["hour"]
     return Chart(
         slug="throughput",
@@ -156,7 +159,6 @@ def times(hour: dict[str, Any], name: str, title: str, meaning: str) -> Chart:
         ],
         width=len(minutes) * STEP,
         is_empty=not whole,
-        note=f"From a sample of {wording.count(hour['looked_at'])} scores." if hour["is_sample"] else None,
     )
 
 

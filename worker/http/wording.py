@@ -7,14 +7,14 @@ from datetime import MAXYEAR, UTC, datetime
 NOTHING = "\N{EN DASH}"
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 # From here on a number is written in millions, an amount in full cents.
-_MANY, _CENT = 10_000_000, 0.01
+_MANY, _CENT = 1_000_000, 0.01
 
 
 def count(value: float | None) -> str:
-    """A whole number with its thousands; from ten million on in millions."""
+    """A whole number with its thousands; from a million on in millions."""
     if value is None:
         return NOTHING
-    return f"{value / 1e6:,.1f} M" if value >= _MANY else f"{value:,.0f}"
+    return f"{value / _MANY:,.2f} M" if value >= _MANY else f"{value:,.0f}"
 
 
 def duration(seconds: float | None) -> str:
