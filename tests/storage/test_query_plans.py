@@ -21,8 +21,10 @@ from storage import (
     get_responses_for_question,
     get_scores,
 )
+from storage.activity import last_hour
 from storage.claims import requested_claims
 from storage.dead import dismiss_dead, list_dead, rescore_responses, retry_dead
+from storage.dead_kinds import dead_kinds, dismiss_kind, list_dead_of_kind, retry_kind
 from storage.leases import bury_lost, lease_handoffs, pull_handoffs, pull_suspects, renew_leases
 from storage.settlements import postpone_handoffs, settle_handoffs
 from storage.sweeps import overdue, revive_missed
@@ -221,6 +223,10 @@ SUSPECT = "ix_scoring_handoffs_suspect"
 CLAIM = "assessment_claims_pkey"
 CLAIMS_REQUESTED = "ix_assessment_claims_requested"
 
+SCORE = "assessment_scores_pkey"
+SCORED_AT = "ix_assessment_scores_created_at"
+KIND: dict[str, Any] = {"kind": "0123456789abcdef", "until_handoff_id": 10**9}
+
 HOT: dict[str, tuple[Any, set[str]]] = {
     "page of a user": (
         partial(get_responses, user_id=7),
@@ -278,6 +284,11 @@ HOT: dict[str, tuple[Any, set[str]]] = {
     "list of the dead": (list_dead, {ENDED, RESPONSE}),
     "retry one": (partial(retry_dead, response_ids=[39_502]), {HANDOFF}),
     "retry all": (retry_dead, {ENDED, HANDOFF}),
+    "last hour": (last_hour, {RESPONSE, SCORE, SCORED_AT, CURRENT_SCORE}),
+    "kinds of the dead": (dead_kinds, {ENDED}),
+    "dead of a kind": (partial(list_dead_of_kind, kind=KIND["kind"]), {ENDED, RESPONSE}),
+    "retry a kind": (partial(retry_kind, **KIND), {ENDED, HANDOFF}),
+    "dismiss a kind": (partial(dismiss_kind, **KIND, dismissed_by="ops"), {ENDED, HANDOFF}),
     "dismiss": (
         partial(dismiss_dead, response_ids=[39_502], dismissed_by="ops"),
         {HANDOFF_OF_RESPONSE, HANDOFF},
