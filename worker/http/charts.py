@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Units of a picture: so many for a minute and for its height.
 STEP, HEIGHT = 10.0, 100.0
+# A microsecond, and anything less, is drawn as nothing.
+SMALLEST = 1e-6
 # What of a minute a bar covers.
 BAR = 0.7
 
@@ -51,7 +53,7 @@ class Chart:
 
 def ceiling(value: float) -> float:
     """The next number above that reads well on an axis, also when halved."""
-    if value <= 0:
+    if value < SMALLEST:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
     return next(
