@@ -66,7 +66,7 @@ def open_port(
         *, metrics: Callable[[], Awaitable[bytes]] | None = None, client: Redis | None = None, **changes: Any
     ) -> AsyncIterator[Opened]:
         port = free_port()
-        given = {
+        given: dict[str, Any] = {
             "database_url": database_url,
             "redis_url": redis_url,
             "scorer": "lexical",

@@ -252,7 +252,7 @@ async def test_all_of_a_kind_are_dismissed(browserless: httpx.AsyncClient, engin
 async def test_without_the_token_nobody_acts(browserless: httpx.AsyncClient, engine: AsyncEngine) -> None:
     """Whoever only looks is asked to sign in, whatever he sends."""
     [response_id] = await bury_answers(engine, REFUSED)
-    form = {"action": "retry", "response_id": response_id}
+    form: dict[str, Any] = {"action": "retry", "response_id": response_id}
 
     assert (await browserless.post("/console/act", data=form, headers=POST)).status_code == 403
     assert (await browserless.get("/console/ask", params=form)).status_code == 403

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.http import sessions
 from worker.http.guesses import ADDRESSES, ALL, EACH, WINDOW_SECONDS, Guesses
-from worker.http.sessions import Sessions, is_name, same_form
+from worker.http.sessions import SESSION_SECONDS, Sessions, is_name, same_form
 
 TOKEN = "a-token-that-nobody-guesses"
 
@@ -45,7 +44,7 @@ def test_a_cookie_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Sessions("another-token-of-enough-length").read(cookie) is None
 
     now = time.time()
-    monkeypatch.setattr(sessions.time, "time", lambda: now + sessions.SESSION_SECONDS + 1)
+    monkeypatch.setattr(time, "time", lambda: now + SESSION_SECONDS + 1)
     assert Sessions(TOKEN).read(cookie) is None
 
 

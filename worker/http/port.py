@@ -16,7 +16,7 @@ from worker.http.console import Console
 from worker.http.gate import Gate
 from worker.http.looks import Looks
 from worker.http.probes import Readiness, Watchdog
-from worker.http.server import HttpServer, bind, is_loopback
+from worker.http.server import STOP_SECONDS, HttpServer, bind, is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -34,6 +34,8 @@ CONNECTIONS = 2
 LOOK_SECONDS = 3.0
 ACT_SECONDS = 10.0
 CLOSE_SECONDS = 2.0
+# What the end of a worker takes longer for the port.
+LONGEST_STOP_SECONDS = 2 * STOP_SECONDS + CLOSE_SECONDS
 
 
 class HttpPort:
@@ -127,7 +129,6 @@ class HttpPort:
         await self._acting.look.close()
         for look in self._looks.every():
             await look.close()
-        for engine in (self._engine, self._acting_engine):
-            with suppress(TimeoutError):
-                async with asyncio.timeout(CLOSE_SECONDS):
-                    await engine.dispose()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await asyncio.gather(self._engine.dispose(), self._acting_engine.dispose())
