@@ -32,11 +32,11 @@ class BusyScorer:
         seconds = self._luck.lognormvariate(0, SIGMA) * MEDIAN_SECONDS
         await asyncio.sleep(seconds)
         luck = self._luck.random()
-        if luck < 0.004:  # noqa: PLR2004 - a few in a thousand
-            raise Hopeless(REFUSED if luck < 0.003 else TOO_LONG)  # noqa: PLR2004
-        if luck < 0.012:  # noqa: PLR2004
+        if luck < 0.01:  # noqa: PLR2004 - a few in a thousand
+            raise Hopeless(REFUSED if luck < 0.007 else TOO_LONG)  # noqa: PLR2004
+        if luck < 0.018:  # noqa: PLR2004
             raise ProviderTrouble("The provider answers 529: it is overloaded.")
-        if luck < 0.02:  # noqa: PLR2004
+        if luck < 0.026:  # noqa: PLR2004
             raise AttemptFailed("The reply is not of the form that was asked for, also after the repair.")
         share = self._luck.betavariate(2.6, 1.5)
         return Score(

@@ -119,7 +119,7 @@ async def test_everybody_sees_how_it_goes(
         "Worker here/7: Redis is away.",
         "600 requests",
         "The model refuses &lt;this&gt; answer &amp; says so.",
-        "1 attempts, 0 postponed, 0 leases lost, live",
+        "attempts 1, postponed 0, leases lost 0, live",
     ):
         assert shown in page, shown
     assert "/console/act" not in page

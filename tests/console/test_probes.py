@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
 from producers.bell import Bell, connect_redis
@@ -211,3 +212,25 @@ async def test_a_hung_event_loop_does_not_answer(
     finally:
         process.kill()
         await process.communicate()
+
+
+async def test_a_console_that_waits_makes_no_worker_unready(open_port: OpenPort, engine: AsyncEngine) -> None:
+    """Whoever looks uses one connection, however slow that is; a probe has the other one."""
+    async with open_port() as port, port.client() as client, engine.connect() as locking:
+        await locking.execute(text("LOCK TABLE scoring_handoffs IN ACCESS EXCLUSIVE MODE"))
+        watching = [
+            asyncio.create_task(client.get(path)) for path in ("/console", "/console/live", "/console/dead")
+        ]
+        async with engine.connect() as conn:
+
+            async def looks() -> bool:
+                waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+                return bool((await conn.execute(waiting)).scalar_one())
+
+            await eventually(looks)
+        answer = await client.get("/readyz")
+        assert answer.status_code == 200, answer.text
+
+        await locking.rollback()
+        pages = await asyncio.gather(*watching)
+    assert pages[0].status_code == 200

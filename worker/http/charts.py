@@ -101,8 +101,8 @@ def throughput(hour: dict[str, Any]) -> Chart:
     whole = hour["hour"]
     return Chart(
         slug="throughput",
-        title="Answers and scores a minute",
-        description=f"{wording.count(whole['answers'])} answers came and {wording.count(whole['scores'])} scores were "
+        title="Answers and scores",
+        description=f"A minute at a time: {wording.count(whole['answers'])} answers came and {wording.count(whole['scores'])} scores were "
         f"written within the last hour; at most {wording.count(max(answers))} answers and "
         f"{wording.count(max(scores))} scores in one minute.",
         top=wording.count(top),

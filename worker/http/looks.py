@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,8 @@ class Looks:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._last: dict[str, Seen] = {}
+        # One after the other, on one connection: the other one is there for probes.
+        self._turn = asyncio.Lock()
         self.status = self._shared("status", _status, STATUS_KEEP_SECONDS)
         self.dead = self._shared("dead", _dead, DEAD_KEEP_SECONDS)
         self.hour = self._shared("hour", last_hour, HOUR_KEEP_SECONDS)
@@ -72,7 +75,7 @@ class Looks:
             StorageError: PostgreSQL is away, or takes too long.
         """
         with translated():
-            async with reading(self._engine, timeout_seconds=STATEMENT_SECONDS) as conn:
+            async with self._turn, reading(self._engine, timeout_seconds=STATEMENT_SECONDS) as conn:
                 if kind is None:
                     return await list_dead(conn, after_handoff_id=after_handoff_id, limit=PAGE)
                 return await list_dead_of_kind(conn, kind=kind, after_handoff_id=after_handoff_id, limit=PAGE)
@@ -84,7 +87,7 @@ class Looks:
             before = self._last.get(name, Seen(None, None))
             try:
                 with translated():
-                    async with reading(self._engine, timeout_seconds=STATEMENT_SECONDS) as conn:
+                    async with self._turn, reading(self._engine, timeout_seconds=STATEMENT_SECONDS) as conn:
                         seen = Seen(await read(conn), datetime.now(tz=UTC))
             except StorageError as exc:
                 seen = Seen(before.value, before.at, str(exc))

@@ -1,6 +1,7 @@
 // Replaces the sections that have changed, and nothing else: focus, open tables, selected text and scrolled regions stay.
 const PERIOD_MS = 2000;
-const TIMEOUT_MS = 5000;
+// Longer than the worker takes to find out that PostgreSQL does not answer.
+const TIMEOUT_MS = 12000;
 
 const live = document.getElementById("live");
 const contact = document.getElementById("contact");
