@@ -223,3 +223,17 @@ def test_wrong_settings_are_refused(
 
     assert "short" not in str(refused.value)
     assert "mysql" not in str(refused.value)
+
+
+async def test_the_server_takes_no_signal(open_port: OpenPort) -> None:
+    """Whoever handles SIGTERM and SIGINT before the port is open handles them while it is, and is not told twice."""
+    loop, told = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, told.set)
+    try:
+        before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+        async with open_port() as port, port.client() as client:
+            assert (await client.get("/healthz")).status_code == 200
+            assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+    assert not told.is_set()
