@@ -95,6 +95,18 @@ def test_a_picture_says_in_words_what_it_shows() -> None:
     assert times.rows[4] == ["11:05", wording.NOTHING, wording.NOTHING, wording.NOTHING]
 
 
+def test_the_minute_that_is_not_over_is_no_fall() -> None:
+    """The line of answers ends with the last whole minute; the bar of scores grows with the minute."""
+    hour = an_hour()
+    for minute in hour["minutes"]:
+        minute |= {"answers": 10, "scores": 10}
+
+    bars, line = charts.throughput(hour).series
+
+    assert len(re.findall("[ML]", line.path)) == 59
+    assert len(heights(bars.path)) == 60
+
+
 def test_a_spread_stays_on_its_scale() -> None:
     """Its mean too, whatever a foreign scorer has written."""
     question = {"question_id": "q", "module_slug": "m", "looked_at": 3, "scale_min": 1.0, "scale_max": 5.0}
