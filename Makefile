@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo servers test chaos bench lint format lock clean
+.PHONY: help install demo screenshots servers test chaos bench lint format lock clean
 
 help: ## Show what can be made
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 install: $(STAMP) ## Create .venv and install what the lock names, checked by hash
 
@@ -21,6 +21,9 @@ $(STAMP): requirements/dev.lock pyproject.toml
 
 demo: $(STAMP) ## Run the whole pipeline on this machine: servers, worker, a class of students
 	@$(BIN)/python -m demo
+
+screenshots: $(STAMP) ## Make the README's picture of the console anew, of a real worker under load (needs chromium)
+	@$(BIN)/python -m demo.screenshots
 
 servers: $(STAMP) ## Run PostgreSQL and Valkey until Ctrl-C, for trying things out
 	@$(BIN)/python -m demo.servers

@@ -24,7 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from demo.play import Played, add_users, answers_expected, play, wait_for_worker
 from demo.report import print_report
 from demo.servers import ServerStartError, embedded_servers
-from demo.worker_process import SCORING, WorkerFailedError, tail, worker_process
+from demo.worker_process import SCORING, WorkerFailedError, tail, with_console, worker_process
 from producers import ProducerSettings, open_producer
 from storage.translation import translated
 
@@ -129,8 +129,11 @@ def run(screen: Console) -> None:
         _scoring(screen, environment, "migrate")
         _scoring(screen, environment, "questions", "sync", os.path.relpath(QUESTIONS))
         log = Path(folder) / "worker.log"
-        screen.print("[bold]$ scoring worker[/bold] [dim](a process of its own)[/dim]")
-        with worker_process(environment, log) as worker:
+        for_worker, console = with_console(environment)
+        screen.print(
+            f"[bold]$ scoring worker[/bold] [dim](a process of its own; until it stops, its console is {console})[/dim]"
+        )
+        with worker_process(for_worker, log) as worker:
             played = asyncio.run(_play(screen, settings, worker, log))
             print_report(screen, played)
             _scoring(screen, environment, "verify", show=True)

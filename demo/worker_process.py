@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -20,6 +21,10 @@ STOP_TIMEOUT_SECONDS = 40
 SCORING = (sys.executable, "-c", "from worker.cli import main; main()")
 
 
+# The worker's own default.
+HTTP_PORT = 8422
+
+
 class WorkerFailedError(RuntimeError):
     """The worker ended by itself, or not in peace; the message ends with its log."""
 
@@ -29,7 +34,7 @@ def worker_process(environment: Mapping[str, str], log: Path) -> Iterator[subpro
     """Run ``scoring worker`` until the block ends, then stop it as an operator would.
 
     Args:
-        environment: All its variables.
+        environment: All its variables. The HTTP port is opened only where it is named: several of these may run at once.
         log: Where its output goes.
 
     Yields:
@@ -41,7 +46,7 @@ def worker_process(environment: Mapping[str, str], log: Path) -> Iterator[subpro
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*SCORING, "worker"],
-            env=dict(environment),
+            env={"SCORING_HTTP_PORT": "0"} | dict(environment),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -59,6 +64,29 @@ def worker_process(environment: Mapping[str, str], log: Path) -> Iterator[subpro
             exit_status = process.wait()
     if exit_status:
         raise WorkerFailedError(f"The worker exited with {exit_status}:\n{tail(log)}")
+
+
+def with_console(environment: Mapping[str, str]) -> tuple[dict[str, str], str]:
+    """Give a worker an HTTP port of its own: the one that is set, the usual one, or any that is free.
+
+    Args:
+        environment: All its variables.
+
+    Returns:
+        The variables with the port among them, and the address of its console.
+    """
+    port = int(environment.get("SCORING_HTTP_PORT") or 0) or _free_port()
+    return dict(environment) | {"SCORING_HTTP_PORT": str(port)}, f"http://127.0.0.1:{port}/console"
+
+
+def _free_port() -> int:
+    for port in (HTTP_PORT, 0):
+        try:
+            with socket.create_server(("127.0.0.1", port)) as listener:
+                return int(listener.getsockname()[1])
+        except OSError:
+            continue
+    raise WorkerFailedError("This machine has no free port for the worker's console.")
 
 
 def tail(log: Path, lines: int = 15) -> str:

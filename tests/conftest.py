@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-# Its hooks and its fixture serve all tests.
-pytest_plugins = ["tests.measuring"]
+# Their hooks and fixtures serve all tests.
+pytest_plugins = ["tests.measuring", "tests.browser"]
 
 POOL_SIZE = 10
 # Nothing here needs to survive a crash of the machine.
@@ -48,11 +48,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """Forget every SCORING_ variable of the shell; only the two URLs are remembered, for the servers.
 
     Forget also that a shell has SIGINT ignored for what it starts in the background: programs would inherit that, and
-    some of them are interrupted here.
+    some of them are interrupted here. And tests start many workers on one machine: none takes the HTTP port unless its
+    test gives it one.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     ours = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("SCORING_")}
+    os.environ["SCORING_HTTP_PORT"] = "0"
     urls = ours.get("SCORING_DATABASE_URL"), ours.get("SCORING_REDIS_URL")
     if (urls[0] is None) != (urls[1] is None):
         raise pytest.UsageError("Set both SCORING_DATABASE_URL and SCORING_REDIS_URL, or neither.")

@@ -24,6 +24,7 @@ from pydantic_core import PydanticUndefined
 from producers.settings import ENV_PREFIX
 from tests.kubernetes.manifests import CANCELLED_SECONDS
 from worker.heartbeat import LEAVE_SECONDS
+from worker.http.port import LONGEST_STOP_SECONDS
 from worker.runtime import CLOSE_SECONDS, LAST_WRITES_SECONDS
 from worker.settings import ScoringSettings
 
@@ -257,7 +258,7 @@ def test_workers_scale_and_stop_in_their_own_time(services: dict[str, dict[str, 
     assert worker["init"] is True
     # A lease that is being taken is one statement, and another one for its questions.
     before = 2 * fields["database_timeout_seconds"].default
-    after = CANCELLED_SECONDS + LAST_WRITES_SECONDS + LEAVE_SECONDS + 2 * CLOSE_SECONDS
+    after = CANCELLED_SECONDS + LAST_WRITES_SECONDS + LEAVE_SECONDS + 2 * CLOSE_SECONDS + LONGEST_STOP_SECONDS
     assert seconds(worker["stop_grace_period"]) > before + fields["grace_seconds"].default + after + 10
 
 

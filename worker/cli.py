@@ -21,6 +21,7 @@ from worker.commands import (
     purge,
     questions,
     rescore,
+    stats,
     status,
 )
 from worker.errors import WorkerError
@@ -37,6 +38,7 @@ for command in (
     process.health,
     status.status,
     status.verify,
+    stats.stats,
     database.migrate,
     database.grant,
 ):

@@ -11,6 +11,7 @@ from alembic.script import ScriptDirectory
 from storage import create_engine
 from storage.history import migrations_folder
 from storage.translation import translated
+from worker.migration_files import migrations_folder
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

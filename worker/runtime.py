@@ -28,10 +28,11 @@ from worker.shared_breaker import SharedBreaker
 from worker.sweep import Sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
     from typing import Any
 
     from producers.contract import Drain
+    from worker.http.port import HttpPort
     from worker.scorers.protocol import Scorer
     from worker.settings import ScoringSettings
 
@@ -136,6 +137,10 @@ class Runtime:
         self.on_failure: Callable[[], None] = self.hurry.set
         self.redis_is_away: Callable[[], bool] = lambda: False
         self._postgres = Outage("PostgreSQL", "What messages name is found by the sweep when it is back.")
+        # Makes what /metrics answers; set before the start by whoever measures.
+        self.exposition: Callable[[], Awaitable[bytes]] | None = None
+        self.http: HttpPort | None = None
+        self._stopping = False
         self._loops: list[asyncio.Task[None]] = []
         self._rings: set[asyncio.Task[None]] = set()
 
@@ -143,7 +148,7 @@ class Runtime:
         """Check that the database is ours, and start the loops.
 
         Raises:
-            InvalidSettingsError: Redis refuses the login.
+            InvalidSettingsError: Redis refuses the login, or the HTTP port is taken and SCORING_HTTP_REQUIRED is set.
             StorageError: PostgreSQL is away, refuses the login, or is not migrated; the message says what to do.
         """
         await self._check_redis_login()
@@ -151,6 +156,7 @@ class Runtime:
         if self.settings.provider:
             with suppress(RedisError, OSError, TimeoutError):
                 await self.shared_breaker.exchange()  # before the first answer is taken
+        await self._open_port()
         loops: dict[str, Coroutine[Any, Any, None]] = {
             "settler": self.settler.run(),
             "renewer": self.renewer.run(),
@@ -163,6 +169,21 @@ class Runtime:
         self._loops = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
         for task in self._loops:
             task.add_done_callback(self._loop_ended)
+
+    async def _open_port(self) -> None:
+        if not self.settings.http_port:
+            return
+        # Imported here: a worker without the port needs no server.
+        from worker.http.port import HttpPort  # noqa: PLC0415
+
+        self.http = HttpPort(
+            self.settings,
+            self._redis,
+            ended=lambda: [task.get_name() for task in self._loops if task.done()],
+            stopping=lambda: self._stopping,
+            metrics=self.exposition,
+        )
+        await self.http.start()
 
     async def _watch_scorers(self) -> None:
         """End the worker when a scorer cannot be stopped: its slot is lost, and whoever starts it anew has all of them."""
@@ -202,6 +223,7 @@ class Runtime:
         Bounded by the grace time and some seconds; with PostgreSQL away, what could not be written is lost
         with this process, and its leases run out.
         """
+        self._stopping = True
         await self.intake.stop()
         await self.pool.stop(self.settings.grace_seconds, self.hurry)
         try:
@@ -218,7 +240,10 @@ class Runtime:
         logger.info("The worker has stopped.", extra=dict(self.settler.counts))
 
     async def close(self) -> None:
-        """Close connections; nothing else is stopped, but for bells that still ring."""
+        """Close connections and the HTTP port; nothing else is stopped, but for bells that still ring."""
+        # As late as this, so that whoever asks while answers are finished learns that the worker stops.
+        if self.http is not None:
+            await self.http.stop()
         await self._scorer.aclose()
         if self._rings:
             await asyncio.wait(set(self._rings), timeout=CLOSE_SECONDS)

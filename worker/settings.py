@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from producers.settings import ProducerSettings
+from storage.engine import parse_database_url
+
+# Shorter ones can be guessed.
+MIN_CONSOLE_TOKEN_CHARS = 16
+
+
+def _postgres_url(url: SecretStr) -> SecretStr:
+    parse_database_url(url.get_secret_value())
+    return url
+
+
+def _long_enough(token: SecretStr) -> SecretStr:
+    if len(token.get_secret_value()) < MIN_CONSOLE_TOKEN_CHARS:
+        msg = (
+            f"expected at least {MIN_CONSOLE_TOKEN_CHARS} characters, for example from: openssl rand -hex 24"
+        )
+        raise ValueError(msg)
+    return token
 
 
 class ScoringSettings(ProducerSettings):
@@ -83,6 +101,41 @@ class ScoringSettings(ProducerSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="least level that is logged"
     )
+
+    http_host: str = Field(
+        default="127.0.0.1",
+        description="address of the worker's own HTTP port, with probes, metrics and the console; 0.0.0.0: reachable from "
+        "other machines",
+    )
+    http_port: int = Field(
+        default=8422,
+        ge=0,
+        le=65_535,
+        description="the worker's own HTTP port; 0: none; one that is taken is warned of, and the worker goes on",
+    )
+    http_required: bool = Field(
+        default=False, description="true: a worker whose HTTP port is taken does not start"
+    )
+    http_allowed_hosts: str = Field(
+        default="",
+        description="names under which the HTTP port may be asked, separated by commas, besides localhost and every address",
+    )
+    console_token: Annotated[SecretStr, AfterValidator(_long_enough)] | None = Field(
+        default=None,
+        description="what an operator must know to act on the console, at least 16 characters, and to see it where "
+        "SCORING_HTTP_HOST is no loopback address; unset: nobody acts",
+    )
+    console_database_url: Annotated[SecretStr, AfterValidator(_postgres_url)] | None = Field(
+        default=None,
+        description="PostgreSQL login for acting on the console, a member of scoring_ops; unset: the worker's own, "
+        "which may not where scoring grant is used",
+    )
+
+    @property
+    def allowed_hosts(self) -> frozenset[str]:
+        """The names of SCORING_HTTP_ALLOWED_HOSTS, in small letters."""
+        names = (name.strip().lower().rstrip(".") for name in self.http_allowed_hosts.split(","))
+        return frozenset(filter(None, names))
 
     @property
     def renewal_seconds(self) -> float:

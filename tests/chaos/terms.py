@@ -63,5 +63,6 @@ def worker_settings() -> dict[str, str]:
         "LLM_TIMEOUT_SECONDS": MODEL_TIMEOUT_SECONDS,
         "MAX_ATTEMPTS": MAX_ATTEMPTS,
         "LOG_FORMAT": "json",
+        "HTTP_PORT": 0,  # there are several on one machine
     }
     return {f"SCORING_{name}": str(value) for name, value in given.items()}

@@ -105,6 +105,7 @@ class Lane:
             "sweep_seconds": 0.15,
             "poll_seconds": 0.3,
             "grace_seconds": 0.0,
+            "http_port": 0,
         }
 
     @asynccontextmanager

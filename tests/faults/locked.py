@@ -79,6 +79,7 @@ class Locked:
             "SWEEP_SECONDS": 0.2,
             "GRACE_SECONDS": 1,
             "LOG_LEVEL": "DEBUG",
+            "HTTP_PORT": 0,
         }
         ours = {f"SCORING_{name}": str(value) for name, value in (given | changes).items()}
         return {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | ours

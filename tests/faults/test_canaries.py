@@ -241,7 +241,7 @@ async def test_commands(locked: Locked, listener: Listener) -> None:
     async with locked.engine.begin() as conn:
         ids = [(await submit(conn, **canary()))["response_id"] for _ in range(3)]
         await bury(conn, ids[0])
-    looks = ("status", "dead list", "verify --full", "health")
+    looks = ("status", "dead list", "stats", "verify --full", "health")
     about = (f"dead show {ids[0]}", f"dead show {ids[0]} --json", "status --json", f"dead retry {ids[0]}")
     await asyncio.gather(*(run("dead answers", right, *look.split()) for look in (*looks, *about)))
     misset = []

@@ -154,9 +154,10 @@ async def test_all_of_it_works_in_transaction_mode(
         claimed = await asyncio.gather(*(sign_in(bounced, user_id) for user_id in SIGNING_IN))
         async with bounced._engine.begin() as conn:
             unannounced = await submit_responses(conn, [submission() for _ in range(20)])
-        status, dead, findings = await asyncio.gather(
+        status, dead, stats, findings = await asyncio.gather(
             printed(commands, "status"),
             printed(commands, "dead", "list"),
+            printed(commands, "stats"),
             printed(commands, "verify", "--full"),
         )
         await students.stored_again(ENOUGH)
@@ -178,6 +179,7 @@ async def test_all_of_it_works_in_transaction_mode(
     assert calls.began == dict.fromkeys(ids, 1)
     assert {worker["pid"] for worker in status["workers"]} == {worker.pid for worker in workers}
     assert dead == []
+    assert stats["hour"]["answers"] > 0
     assert [finding["holds"] for finding in findings] == [True] * 6
     assert (await commands.run("health")).exit_code == 0
     for worker in workers:

@@ -15,7 +15,6 @@ from pydantic import SecretStr, ValidationError
 from sqlalchemy.engine import make_url
 
 from producers.settings import ENV_PREFIX, DatabaseSettings
-from storage.workers import ALIVE_SECONDS
 from tests.kubernetes.keda_objects import CONNECTION, ScaledObject, TriggerAuthentication
 from tests.kubernetes.manifests import (
     ANY_NAME,
@@ -43,6 +42,10 @@ from tests.kubernetes.manifests import (
 )
 from tests.test_compose import assert_is_command
 from worker.heartbeat import LEAVE_SECONDS
+from worker.http.app import PROBES
+from worker.http.port import CONNECTIONS, LONGEST_STOP_SECONDS
+from worker.http.probes import CHECK_SECONDS, HANGS_SECONDS
+from worker.http.server import is_loopback
 from worker.intake import BULK_SHARE
 from worker.migrations import MIGRATION_SECONDS
 from worker.runtime import CLOSE_SECONDS, LAST_WRITES_SECONDS
@@ -165,11 +168,7 @@ def test_every_scoring_command_exists() -> None:
     worker = container("Deployment")
 
     assert worker["command"] == ["scoring", "worker"]
-    for words in (
-        worker["command"],
-        worker["readinessProbe"]["exec"]["command"],
-        container("Job")["command"],
-    ):
+    for words in (worker["command"], container("Job")["command"]):
         assert_is_command(words)
     spoken = re.findall(r"(?:`|-- )(scoring [a-z][^`\n]*)", (FOLDER / "README.md").read_text())
     assert spoken
@@ -218,25 +217,46 @@ def test_a_worker_may_stop_in_its_own_time() -> None:
     timeout_seconds = ScoringSettings.model_fields["database_timeout_seconds"].default
     # A lease that is being taken is one statement, and another one for its questions.
     before = 2 * timeout_seconds
-    after = CANCELLED_SECONDS + LAST_WRITES_SECONDS + LEAVE_SECONDS + 2 * CLOSE_SECONDS
+    after = CANCELLED_SECONDS + LAST_WRITES_SECONDS + LEAVE_SECONDS + 2 * CLOSE_SECONDS + LONGEST_STOP_SECONDS
 
-    assert (before, after) == (20, 17), "as it is said in deployment.yaml"
+    assert (before, after) == (20, 21), "as it is said in deployment.yaml"
     given = pod("Deployment")["spec"]["terminationGracePeriodSeconds"]
     # Some seconds more, for what has no constant: ending tasks that are slow to end.
     assert given >= before + grace_seconds + after + 10
     assert the("Job")["spec"]["activeDeadlineSeconds"] > MIGRATION_SECONDS
 
 
-def test_no_probe_restarts_a_worker() -> None:
-    """`scoring health` fails with PostgreSQL away, and then workers keep finished scores: none may be killed for it."""
+def test_only_a_worker_that_hangs_is_started_anew() -> None:
+    """Liveness asks for the event loop alone, and patiently; PostgreSQL and Redis only make a worker unready."""
     worker = container("Deployment")
-    probe = worker["readinessProbe"]
+    liveness, readiness = worker["livenessProbe"], worker["readinessProbe"]
+    [port] = worker["ports"]
 
-    assert not {"livenessProbe", "startupProbe", "lifecycle"} & worker.keys()
-    assert ScoringSettings.model_fields["database_timeout_seconds"].default < probe["timeoutSeconds"]
-    assert probe["timeoutSeconds"] < probe["periodSeconds"]
-    # A container that was started anew in its pod is taken for the one before it for so long.
-    assert the("Deployment")["spec"]["minReadySeconds"] > ALIVE_SECONDS
+    assert not {"startupProbe", "lifecycle"} & worker.keys()
+    assert liveness["httpGet"] == {"path": "/healthz", "port": port["name"]}
+    assert readiness["httpGet"] == {"path": "/readyz", "port": port["name"]}
+    assert port["containerPort"] == ScoringSettings.model_fields["http_port"].default
+    # As long as a worker itself takes for being late.
+    assert (liveness["failureThreshold"] - 1) * liveness["periodSeconds"] > HANGS_SECONDS
+    # It does not listen before it has reached PostgreSQL, or given up.
+    assert liveness["initialDelaySeconds"] > ScoringSettings.model_fields["database_timeout_seconds"].default
+    assert CHECK_SECONDS < readiness["timeoutSeconds"] < readiness["periodSeconds"]
+
+
+def test_probes_from_outside_are_answered() -> None:
+    """The port is open to the kubelet, under whatever name it asks, and a worker without it does not start."""
+    settings = read_settings()
+
+    assert not is_loopback(settings["SCORING_HTTP_HOST"])
+    assert settings["SCORING_HTTP_REQUIRED"] == "true"
+    assert {
+        container("Deployment")[f"{name}nessProbe"]["httpGet"]["path"] for name in ("live", "readi")
+    } == PROBES
+    # Else nobody could see the console, which is closed to strangers there.
+    assert "SCORING_CONSOLE_TOKEN" in secret("scoring-worker")
+    assert "SCORING_CONSOLE_DATABASE_URL" not in secret("scoring-worker"), (
+        "workers do not get an operator's rights"
+    )
 
 
 def test_workers_are_never_fewer_than_they_should_be() -> None:
@@ -272,7 +292,7 @@ def test_pods_are_restricted(kind: str) -> None:
     assert [mount["mountPath"] for mount in only["volumeMounts"]] == [workdir]
     assert [volume.keys() for volume in spec["volumes"]] == [{"name", "emptyDir"}]
     assert not {"hostNetwork", "hostPID", "hostIPC", "initContainers"} & spec.keys()
-    assert "ports" not in only
+    assert ("ports" in only) == (kind == "Deployment")
     # No token of the cluster, and no variables of foreign services that look like ours.
     assert spec["automountServiceAccountToken"] is False
     assert spec["enableServiceLinks"] is False
@@ -350,7 +370,7 @@ def test_the_readmes_figures_are_right() -> None:
         the("Deployment")["spec"]["strategy"]["rollingUpdate"]["maxSurge"],
     )
     workers = most + math.ceil(most * int(surge.rstrip("%")) / 100)
-    connections = workers * ScoringSettings.model_fields["database_pool_size"].default
+    connections = workers * (ScoringSettings.model_fields["database_pool_size"].default + CONNECTIONS)
 
     assert f"{sum(limits()):,} index entries at most" in readme
     assert f"three more during a rollout, {connections}" in readme

@@ -26,12 +26,14 @@ from storage import (
     get_scores,
     save_draft,
 )
+from storage.activity import last_hour
 from storage.backfilling import backfill_step, survey_backfill
 from storage.claims import requested_claims
 from storage.dead import dismiss_dead, list_dead, rescore_responses, retry_dead
+from storage.dead_kinds import dead_kinds, dismiss_kind, list_dead_of_kind, retry_kind
 from storage.erasure import erase_responses
-from storage.holdings import Student, count_holdings, read_holdings
 from storage.feed import read_marks, read_missed, read_news, read_requested_claims, read_states
+from storage.holdings import Student, count_holdings, read_holdings
 from storage.leases import bury_lost, lease_handoffs, pull_handoffs, pull_suspects, renew_leases
 from storage.purging import purge_claims, purge_drafts, purge_step, survey_purge
 from storage.rescoring import Choice, rescore_step, survey_rescore
@@ -265,6 +267,9 @@ NEWS: dict[str, Any] = {
 }
 MANY_OWNERS = [(Owner(number, None), None if number % 2 else 1) for number in range(1, 101)]
 
+SCORED_AT = "ix_assessment_scores_created_at"
+KIND: dict[str, Any] = {"kind": "0123456789abcdef", "until_handoff_id": 10**9}
+
 HOT: dict[str, tuple[Any, set[str]]] = {
     "page of a user": (
         partial(get_responses, user_id=7),
@@ -358,6 +363,11 @@ HOT: dict[str, tuple[Any, set[str]]] = {
     "list of the dead": (list_dead, {ENDED, RESPONSE}),
     "retry one": (partial(retry_dead, response_ids=[39_502]), {HANDOFF}),
     "retry all": (retry_dead, {ENDED, HANDOFF}),
+    "last hour": (last_hour, {RESPONSE, SCORE, SCORED_AT, CURRENT_SCORE}),
+    "kinds of the dead": (dead_kinds, {ENDED}),
+    "dead of a kind": (partial(list_dead_of_kind, kind=KIND["kind"]), {ENDED, RESPONSE}),
+    "retry a kind": (partial(retry_kind, **KIND), {ENDED, HANDOFF}),
+    "dismiss a kind": (partial(dismiss_kind, **KIND, dismissed_by="ops"), {ENDED, HANDOFF}),
     "dismiss": (
         partial(dismiss_dead, response_ids=[39_502], dismissed_by="ops"),
         {HANDOFF_OF_RESPONSE, HANDOFF},

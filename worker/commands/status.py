@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
 from producers.settings import DatabaseSettings
 from storage.statistics import COUNT_LIMIT, handoff_statistics
 from storage.workers import list_workers
 from worker.commands.database import connection
 from worker.commands.printing import AsJson, console, print_json, table
-from worker.provider_report import ProviderReport
+from worker.provider_report import summarize_providers
 from worker.settings import ScoringSettings
 
 if TYPE_CHECKING:
+    from worker.provider_report import ProviderSummary
     from worker.verification import Finding
 
 _STATES = (
@@ -62,9 +61,9 @@ def status(*, as_json: AsJson = False) -> None:
         out.print(
             "No worker has reported lately. Answers are stored and wait: start one with `scoring worker`."
         )
-    if providers := _providers(workers):
+    if providers := summarize_providers(workers):
         columns = ("provider", "workers", "breaker", "for", "why", "rate limits a minute", "counted")
-        out.print(table("Model providers, as their workers see them", columns, providers))
+        out.print(table("Model providers, as their workers see them", columns, map(_provider, providers)))
     if statistics["unpublished_questions"]:
         shown = [
             [each["module_slug"], each["question_id"], each["answers"]]
@@ -76,34 +75,15 @@ def status(*, as_json: AsJson = False) -> None:
         out.print(table("Why answers had to wait lately", ("reason", "answers", "last, UTC"), shown))
 
 
-def _providers(workers: list[dict[str, Any]]) -> list[list[Any]]:
-    """One row a provider: open as soon as one worker says so. What another version reports in another form is left out."""
-    by_name: dict[str, list[ProviderReport]] = {}
-    for worker in workers:
-        with suppress(ValidationError):
-            report = ProviderReport.model_validate(worker["provider"])
-            by_name.setdefault(report.name, []).append(report)
-    return [_provider(name, seen) for name, seen in sorted(by_name.items())]
-
-
-def _provider(name: str, seen: list[ProviderReport]) -> list[Any]:
-    is_open = [each for each in seen if each.breaker == "open"]
-    since = max((each.open_seconds or 0.0 for each in is_open), default=None)
-    limits = next((each.rate_limits for each in seen if each.rate_limits), None)
-    per_minute = []
-    if limits and limits.requests_per_minute:
-        per_minute.append(f"{limits.requests_per_minute:,} requests")
-    if limits and limits.tokens_per_minute:
-        per_minute.append(f"{limits.tokens_per_minute:,} tokens")
-    counted = None if not limits else "for all workers" if limits.shared else "each its share: Redis is away"
+def _provider(summary: ProviderSummary) -> list[Any]:
     return [
-        name,
-        len(seen),
-        f"open for {len(is_open)} of {len(seen)}" if is_open else "closed",
-        None if since is None else _seconds(since),
-        is_open[0].reason if is_open else None,
-        ", ".join(per_minute) or None,
-        counted,
+        summary.name,
+        summary.workers,
+        f"open for {summary.open_workers} of {summary.workers}" if summary.open_workers else "closed",
+        None if summary.open_seconds is None else _seconds(summary.open_seconds),
+        summary.reason,
+        summary.limits,
+        summary.counted,
     ]
 
 
