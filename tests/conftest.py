@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-# Its hooks and its fixture serve all tests.
-pytest_plugins = ["tests.measuring"]
+# Their hooks and fixtures serve all tests.
+pytest_plugins = ["tests.measuring", "tests.browser"]
 
 POOL_SIZE = 10
 # Nothing here needs to survive a crash of the machine.
