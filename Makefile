@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo servers test chaos bench lint format lock clean
+.PHONY: help install demo screenshots servers test chaos bench lint format lock clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -19,8 +19,11 @@ $(STAMP): requirements/dev.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: $(STAMP) ## Run the whole pipeline on this machine: servers, worker, a class of students
-	@$(BIN)/python -m demo
+demo: $(STAMP) ## Run the whole pipeline on this machine; SERVE=1 (and PORT=8000) for the student's page
+	@$(BIN)/python -m demo $(if $(SERVE),--serve) $(if $(PORT),--port $(PORT))
+
+screenshots: $(STAMP) ## Take the pictures of the student's page anew (needs Chromium)
+	@$(BIN)/python -m tests.page.screenshots
 
 servers: $(STAMP) ## Run PostgreSQL and Valkey until Ctrl-C, for trying things out
 	@$(BIN)/python -m demo.servers

@@ -1,0 +1,80 @@
+// What is only of the demo: the stand-in for a sign-in, and the buttons that break things.
+
+import { act, processes, signIn, signOut } from "./api.js";
+
+const find = (id) => document.getElementById(id);
+const LABELS = { worker: "Worker", redis: "Redis" };
+
+// `before` runs while the old identity still holds, `after` when the new one does.
+export function wireDemo({ before, after, announce }) {
+  const problem = find("demo-problem");
+
+  async function attempt(work) {
+    problem.textContent = "";
+    try {
+      await work();
+    } catch {
+      problem.textContent = "This did not work. Try again.";
+    }
+  }
+
+  find("sign-in").addEventListener("submit", (event) => {
+    event.preventDefault();
+    void attempt(async () => {
+      await before("in");
+      await signIn(Number(find("student").value));
+      await after("in");
+    });
+  });
+
+  find("sign-out").addEventListener("click", () =>
+    attempt(async () => {
+      await before("out");
+      await signOut();
+      await after("out");
+    }),
+  );
+
+  async function showProcesses() {
+    const list = await processes();
+    find("breakables").hidden = list.length === 0;
+    find("processes").replaceChildren(
+      ...list.map(({ name, pid }) => {
+        const item = document.createElement("li");
+        const label = LABELS[name] ?? name;
+        const state = document.createElement("span");
+        state.textContent = pid ? `${label}: running (${pid})` : `${label}: stopped`;
+        const button = document.createElement("button");
+        button.type = "button";
+        button.className = "secondary";
+        button.id = `break-${name}`;
+        button.textContent = `${pid ? "Stop" : "Start"} ${label.toLowerCase() === "redis" ? "Redis" : "the worker"}`;
+        button.addEventListener("click", () =>
+          attempt(async () => {
+            await act(name, pid ? "kill" : "start");
+            await showProcesses();
+            find(`break-${name}`)?.focus();
+            announce(`${label} ${pid ? "stopped" : "started"}.`);
+          }),
+        );
+        item.append(state, button);
+        return item;
+      }),
+    );
+  }
+
+  void attempt(showProcesses);
+  window.addEventListener("focus", () => void showProcesses().catch(() => {}));
+}
+
+export function showStudents({ user, students }) {
+  const select = find("student");
+  const chosen = select.value;
+  select.replaceChildren(
+    ...students.map(({ id, name }) => new Option(`${name} (student ${id})`, String(id))),
+  );
+  if (chosen) select.value = chosen;
+  find("sign-in").hidden = user !== null;
+  find("sign-out").hidden = user === null;
+  find("who").textContent = user ? `Signed in as ${user.name}` : "Answering as a guest";
+}
