@@ -4,6 +4,7 @@ Every function takes the caller's ``AsyncConnection``, never commits, and return
 """
 
 from storage.claims import claim_assessment_responses
+from storage.drafts import discard_draft, get_draft, save_draft
 from storage.engine import create_engine
 from storage.errors import (
     InvalidInputError,
@@ -14,7 +15,7 @@ from storage.errors import (
     UnknownUserError,
 )
 from storage.questions import publish_questions
-from storage.responses import get_responses, get_responses_for_question, get_scores
+from storage.responses import get_response, get_responses, get_responses_for_question, get_scores
 from storage.submissions import submit_response, submit_responses
 
 __all__ = [
@@ -26,10 +27,14 @@ __all__ = [
     "UnknownUserError",
     "claim_assessment_responses",
     "create_engine",
+    "discard_draft",
+    "get_draft",
+    "get_response",
     "get_responses",
     "get_responses_for_question",
     "get_scores",
     "publish_questions",
+    "save_draft",
     "submit_response",
     "submit_responses",
 ]

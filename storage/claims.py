@@ -31,6 +31,39 @@ _TAKE_TURN = text("""
     FROM assessment_claims WHERE claim_id = :claim_id AND applied_at IS NULL
 """)
 
+# Move the drafts that lie under the token now, except where the user has a draft of his own for that question, or an
+# answer. Before the answers, so that an anonymous answer to the question does not make the user somebody who has
+# answered. A draft that was submitted is of no use to anybody.
+# A user who saves a draft of his own at this very moment lets the unique index refuse ours: the claim is tried again.
+_MOVE_DRAFTS = text("""
+    WITH claim AS MATERIALIZED (
+        SELECT anonymous_token, user_id FROM assessment_claims
+        WHERE claim_id = :claim_id AND applied_at IS NULL
+        FOR UPDATE
+    ), lying AS MATERIALIZED (
+        SELECT d.draft_id, claim.user_id,
+            EXISTS (
+                SELECT 1 FROM assessment_responses AS r WHERE r.submission_key = d.submission_key
+            ) AS submitted,
+            EXISTS (
+                SELECT 1 FROM assessment_responses AS own
+                WHERE own.user_id = claim.user_id
+                    AND own.question_id = d.question_id AND own.module_slug = d.module_slug
+            ) OR EXISTS (
+                SELECT 1 FROM assessment_drafts AS own
+                WHERE own.user_id = claim.user_id
+                    AND own.question_id = d.question_id AND own.module_slug = d.module_slug
+            ) AS stays
+        FROM claim JOIN assessment_drafts AS d ON d.anonymous_token = claim.anonymous_token
+        ORDER BY d.draft_id
+        FOR UPDATE OF d
+    ), forgotten AS (
+        DELETE FROM assessment_drafts AS d USING lying WHERE d.draft_id = lying.draft_id AND lying.submitted
+    )
+    UPDATE assessment_drafts AS d SET user_id = lying.user_id, anonymous_token = NULL
+    FROM lying WHERE d.draft_id = lying.draft_id AND NOT lying.submitted AND NOT lying.stays
+""")
+
 # Move what lies under the token now, except answers to questions that the user has answered.
 # NO KEY UPDATE: a score that is being written refers to the response and must not wait for us.
 _APPLY = text("""
@@ -89,9 +122,9 @@ async def request_claim(conn: AsyncConnection, *, anonymous_token: str | UUID, u
 
 
 async def apply_claim(conn: AsyncConnection, claim_id: int) -> dict[str, Any] | None:
-    """Apply one stored claim: move the answers that lie under its token now.
+    """Apply one stored claim: move the answers and drafts that lie under its token now.
 
-    Applying it again does nothing. Claims for one user wait for each other until the caller's transaction
+    A draft stays where the user has a draft or an answer of his own. Applying a claim again does nothing. Claims for one user wait for each other until the caller's transaction
     ends, so keep it short.
 
     Args:
@@ -99,10 +132,16 @@ async def apply_claim(conn: AsyncConnection, claim_id: int) -> dict[str, Any] | 
         claim_id: Which claim.
 
     Returns:
-        ``claim_id``, ``user_id``, ``moved`` and ``skipped``; None where it was applied before or is unknown.
+        ``claim_id``, ``user_id``, and how many answers were ``moved`` and ``skipped``; None where it was applied
+        before or is unknown.
+
+    Raises:
+        StorageUnavailableError: PostgreSQL is away, or the user was saving a draft of the same question (then
+            StorageBusyError): trying again, in a new transaction, is safe.
     """
     with translated():
         await conn.execute(_TAKE_TURN, {"space": _CLAIM_LOCK_SPACE, "claim_id": claim_id})
+        await conn.execute(_MOVE_DRAFTS, {"claim_id": claim_id})
         row = (await conn.execute(_APPLY, {"claim_id": claim_id})).mappings().one_or_none()
     return None if row is None else dict(row)
 
@@ -112,8 +151,9 @@ async def claim_assessment_responses(
 ) -> int:
     """Move what lies under an anonymous token to a user, in the caller's transaction.
 
-    Answers to questions which the user has already answered stay where they are, and so do answers that
-    arrive later under the same token, until the next claim. Safe when run twice or by several at once. The
+    Answers to questions which the user has already answered stay where they are, and so do drafts of questions of
+    which he has a draft or an answer, and whatever arrives later
+    under the same token, until the next claim. Safe when run twice or by several at once. The
     web app's database role may not do this: it calls ``producer.claim``, and a worker does the rest.
 
     Args:

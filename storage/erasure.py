@@ -21,6 +21,17 @@ _FORGET_CLAIMS = text("""
     WHERE user_id = CAST(:user_id AS integer) OR anonymous_token = CAST(:anonymous_token AS text)
 """)
 
+# Before the responses, as claims lock them; those that a claim moves meanwhile go too.
+_FORGET_DRAFTS = text("""
+    DELETE FROM assessment_drafts AS d
+    USING (
+        SELECT draft_id FROM assessment_drafts
+        WHERE user_id = CAST(:user_id AS integer) OR anonymous_token = CAST(:anonymous_token AS text)
+        ORDER BY draft_id
+    ) AS erased
+    WHERE d.draft_id = erased.draft_id
+""")
+
 # What is his now. What follows is about these, whoever owns them then: a claim that moves one meanwhile, or an
 # answer that comes meanwhile, must not be met halfway.
 _OWNED = text("""
@@ -57,7 +68,7 @@ _FORGET_RESPONSES = text("""
 async def erase_responses(
     conn: AsyncConnection, *, user_id: int | None = None, anonymous_token: str | UUID | None = None
 ) -> dict[str, int]:
-    """Erase everything that is stored about a student: answers, scores, handoffs and claims.
+    """Erase everything that is stored about a student: answers, drafts, scores, handoffs and claims.
 
     A score that is on its way for one of the answers is dropped when it comes. An answer that is submitted while
     this runs either goes too or stays whole, and so it is with an answer that is claimed meanwhile. Erasing again
@@ -83,6 +94,7 @@ async def erase_responses(
     whose = {"user_id": owner.user_id, "anonymous_token": owner.anonymous_token}
     with translated():
         erased = {"assessment_claims": (await conn.execute(_FORGET_CLAIMS, whose)).rowcount}
+        erased["assessment_drafts"] = (await conn.execute(_FORGET_DRAFTS, whose)).rowcount
         which = {"response_ids": list((await conn.execute(_OWNED, whose)).scalars())}
         erased["scoring_handoffs"] = (await conn.execute(_FORGET_HANDOFFS, which)).rowcount
         erased["assessment_scores"] = (await conn.execute(_FORGET_SCORES, which)).rowcount

@@ -8,7 +8,7 @@ from sqlalchemy import case, func, lateral, select, true
 
 from storage.errors import InvalidInputError
 from storage.rows import as_dicts
-from storage.tables import handoffs, responses, scores
+from storage.tables import handoffs, questions, responses, scores
 from storage.translation import translated
 from storage.validation import Owner, checked_owner
 
@@ -31,11 +31,21 @@ _CURRENT_SCORE = lateral(
         scores.c.question_digest,
         scores.c.picked_up_at,
         scores.c.created_at,
+        questions.c.scale_min,
+        questions.c.scale_max,
     )
+    .select_from(scores.join(questions, questions.c.question_digest == scores.c.question_digest))
     .where(scores.c.response_id == responses.c.response_id)
     .order_by(scores.c.score_id.desc())
     .limit(1)
 ).alias("current_score")
+
+# The same columns of every score.
+_EVERY_SCORE: dict[str, ColumnElement[Any]] = {
+    **{column.name: column for column in scores.c},
+    "scale_min": questions.c.scale_min,
+    "scale_max": questions.c.scale_max,
+}
 
 # What a student may be told. A handoff that ended badly shows as failed, whoever ended it and why.
 _SCORING_STATE: ColumnElement[str] = case(
@@ -109,7 +119,8 @@ async def get_responses(
     Returns:
         The stored rows, each with ``scoring_state`` (waiting, unpublished, scoring, scored or failed) and
         ``score``: None, or a mapping with ``score_id``, ``score_data``, ``model_id``, ``prompt_version``,
-        ``question_digest``, ``picked_up_at`` and ``created_at``. A response that is scored again keeps its score meanwhile.
+        ``question_digest``, ``picked_up_at``, ``created_at``, and the question's ``scale_min`` and ``scale_max``. A
+        response that is scored again keeps its score meanwhile.
 
     Raises:
         InvalidInputError: Both or neither identity, or a limit out of range.
@@ -159,6 +170,51 @@ async def get_responses_for_question(
         before_response_id=before_response_id,
         limit=limit,
     )
+
+
+async def get_response(
+    conn: AsyncConnection,
+    *,
+    response_id: int,
+    user_id: int | None = None,
+    anonymous_token: str | UUID | None = None,
+) -> dict[str, Any] | None:
+    """Read one response with all its scores, as they were at one moment.
+
+    Args:
+        conn: The caller's connection.
+        response_id: Which response.
+        user_id: The signed-in student; exactly one of this and ``anonymous_token``.
+        anonymous_token: The anonymous student's secret.
+
+    Returns:
+        A row as of :func:`get_responses`, and ``scores``, newest first, each as ``score`` is. None where the response
+        is somebody else's or does not exist: nobody can tell which.
+
+    Raises:
+        InvalidInputError: Both or neither identity.
+    """
+    owner = checked_owner(user_id, anonymous_token)
+    # One statement: of two, the second could know a score of which the state in the first says nothing.
+    query = (
+        select(
+            responses,
+            _SCORING_STATE.label("scoring_state"),
+            *(_EVERY_SCORE[column.name].label(f"current_{column.name}") for column in _CURRENT_SCORE.c),
+        )
+        .select_from(
+            responses.outerjoin(handoffs, handoffs.c.response_id == responses.c.response_id)
+            .outerjoin(scores, scores.c.response_id == responses.c.response_id)
+            .outerjoin(questions, questions.c.question_digest == scores.c.question_digest)
+        )
+        .where(responses.c.response_id == response_id, _owned_by(owner))
+        .order_by(scores.c.score_id.desc())
+    )
+    with translated():
+        rows = [_nested(row) for row in as_dicts(await conn.execute(query))]
+    if not rows:
+        return None
+    return rows[0] | {"scores": [row["score"] for row in rows if row["score"] is not None]}
 
 
 async def get_scores(

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 _BY_CONSTRAINT: dict[tuple[str, str], type[StorageError]] = {
     ("23503", "fk_assessment_responses_user"): UnknownUserError,
     ("23503", "fk_assessment_claims_user"): UnknownUserError,
+    ("23503", "fk_assessment_drafts_user"): UnknownUserError,
+    (
+        "23505",
+        "ix_assessment_drafts_user",
+    ): StorageBusyError,  # saved by the user while a claim moved it to him
     ("23503", "fk_scoring_handoffs_response"): StorageUnavailableError,  # erased while it was to be rescored
     ("23503", "fk_assessment_scores_response"): StorageUnavailableError,  # scored while it was erased
     ("23505", "uq_assessment_responses_submission_key"): SubmissionKeyConflictError,
@@ -88,6 +93,10 @@ def translate(exc: BaseException) -> StorageError | None:
 def _by_state(state: str, constraint: str) -> StorageError | None:
     if by_constraint := _BY_CONSTRAINT.get((state, constraint)):
         return by_constraint()
+    if state == "23514" and not constraint:
+        return StorageUnavailableError(
+            "PostgreSQL has no partition for this row yet: somebody must create one."
+        )
     if state.startswith("22") or state == "23514":
         # Everything a caller can get wrong is checked before; this is what slipped through.
         return InvalidInputError(constraint or "input", "PostgreSQL cannot store this value")

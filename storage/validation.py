@@ -83,7 +83,7 @@ def _is_visible(character: str) -> bool:
     )
 
 
-def storable(field: str, value: object, *, max_chars: int) -> str:
+def storable(field: str, value: object, *, max_chars: int, may_be_blank: bool = False) -> str:
     """Check that a value is text that PostgreSQL can store.
 
     Raises:
@@ -91,7 +91,7 @@ def storable(field: str, value: object, *, max_chars: int) -> str:
     """
     if not isinstance(value, str):
         raise InvalidInputError(field, f"expected text, got {type(value).__name__}")
-    if not any(map(_is_visible, value)):
+    if not may_be_blank and not any(map(_is_visible, value)):
         raise InvalidInputError(field, "must not be empty or blank")
     if len(value) > max_chars:
         raise InvalidInputError(field, f"at most {max_chars:,} characters are accepted, got {len(value):,}")
@@ -104,7 +104,8 @@ def storable(field: str, value: object, *, max_chars: int) -> str:
     return value
 
 
-def _key(field: str, value: object) -> str:
+def checked_key(field: str, value: object) -> str:
+    """Check a reference such as ``question_id``: text or UUID, neither blank nor long."""
     if isinstance(value, UUID):
         value = str(value)
     return storable(field, value, max_chars=MAX_KEY_CHARS)
@@ -112,7 +113,7 @@ def _key(field: str, value: object) -> str:
 
 def checked_token(value: object) -> str:
     """Check an anonymous token: text or UUID."""
-    return _key("anonymous_token", value)
+    return checked_key("anonymous_token", value)
 
 
 def checked_user_id(value: object) -> int:
@@ -180,8 +181,9 @@ def _checked_metadata(value: object) -> str | None:
     return text
 
 
-def _checked_submission_key(value: object) -> UUID | None:
-    if value is None or isinstance(value, UUID):
+def checked_submission_key(value: object) -> UUID:
+    """Check a submission key: a UUID, or text that is one."""
+    if isinstance(value, UUID):
         return value
     try:
         return UUID(str(value))
@@ -208,18 +210,20 @@ def checked_submission(given: Mapping[str, Any], *, max_chars: int | None = None
         if name not in given:
             raise InvalidInputError(name, "is needed")
     optional = {
-        name: None if given.get(name) is None else _key(name, given[name])
+        name: None if given.get(name) is None else checked_key(name, given[name])
         for name in ("learning_outcome_id", "content_id")
     }
     return Submission(
         owner=checked_owner(given.get("user_id"), given.get("anonymous_token")),
-        question_id=_key("question_id", given["question_id"]),
-        module_slug=_key("module_slug", given["module_slug"]),
+        question_id=checked_key("question_id", given["question_id"]),
+        module_slug=checked_key("module_slug", given["module_slug"]),
         learning_outcome_id=optional["learning_outcome_id"],
         content_id=optional["content_id"],
         answer_text=storable("answer_text", given["answer_text"], max_chars=max_chars or max_answer_chars()),
         answer_metadata=_checked_metadata(given.get("answer_metadata")),
-        submission_key=_checked_submission_key(given.get("submission_key")),
+        submission_key=None
+        if given.get("submission_key") is None
+        else checked_submission_key(given["submission_key"]),
     )
 
 
@@ -252,7 +256,7 @@ def _checked_dimensions(value: object) -> list[dict[str, str]]:
     for item in value:
         if not isinstance(item, dict) or not item.keys() <= {"name", "description"} or "name" not in item:
             raise InvalidInputError("dimensions", "expected mappings with name and, optionally, description")
-        dimension = {"name": _key("dimensions.name", item["name"])}
+        dimension = {"name": checked_key("dimensions.name", item["name"])}
         if item.get("description"):
             dimension["description"] = storable(
                 "dimensions.description", item["description"], max_chars=MAX_QUESTION_CHARS
@@ -279,8 +283,8 @@ def checked_question(given: Mapping[str, Any]) -> dict[str, Any]:
             raise InvalidInputError(name, "is needed")
     scale_min, scale_max = _checked_scale(given)
     content: dict[str, Any] = {
-        "module_slug": _key("module_slug", given["module_slug"]),
-        "question_id": _key("question_id", given["question_id"]),
+        "module_slug": checked_key("module_slug", given["module_slug"]),
+        "question_id": checked_key("question_id", given["question_id"]),
         "question_text": storable("question_text", given["question_text"], max_chars=MAX_QUESTION_CHARS),
         "rubric": storable("rubric", given["rubric"], max_chars=MAX_QUESTION_CHARS),
         "scale_min": scale_min,

@@ -1,0 +1,6 @@
+"""The HTTP interface of the pipeline, as a FastAPI router that a web app mounts with one line. Needs the extra ``[web]``."""
+
+from producers.web.identity import Identity
+from producers.web.router import create_router
+
+__all__ = ["Identity", "create_router"]
