@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from benchmarks import (
     churn,
     deadline,
+    events,
     flat,
     lanes,
     model_bound,
@@ -52,6 +53,7 @@ PARTS = {
     "submit": Part(submit.measure, 60, submit.STEPS),
     "flat": Part(flat.measure, 240, flat.STEPS),
     "deadline": Part(deadline.measure, 45, deadline.STEPS),
+    "events": Part(events.measure, 50, events.STEPS),
     "start": Part(start.measure, 15, start.STEPS),
     "profile": Part(processor.measure, 60, processor.STEPS),
     "service": Part(service_times.measure, 20, service_times.STEPS),

@@ -13,3 +13,15 @@ class InvalidSettingsError(ProducerError):
 
 class ProducerClosedError(ProducerError):
     """The producer was closed; nothing was stored."""
+
+
+class TooManyListenersError(ProducerError):
+    """So many streams are open already that this process opens no other.
+
+    Args:
+        is_owners: Whether this owner has too many; else everybody together.
+    """
+
+    def __init__(self, *, is_owners: bool) -> None:
+        super().__init__((self.__doc__ or "").partition("\n")[0])
+        self.is_owners = is_owners

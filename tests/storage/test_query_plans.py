@@ -23,9 +23,11 @@ from storage import (
 )
 from storage.claims import requested_claims
 from storage.dead import dismiss_dead, list_dead, rescore_responses, retry_dead
+from storage.feed import read_marks, read_missed, read_news, read_requested_claims, read_states
 from storage.leases import bury_lost, lease_handoffs, pull_handoffs, pull_suspects, renew_leases
 from storage.settlements import postpone_handoffs, settle_handoffs
 from storage.sweeps import overdue, revive_missed
+from storage.validation import Owner
 from tests.databases import raw_connection, temporary_database, upgrade
 from tests.factories import LEASE_SECONDS, publish, release, settlement, submit
 
@@ -220,6 +222,13 @@ CURRENT_QUESTION = "ix_assessment_questions_current"
 SUSPECT = "ix_scoring_handoffs_suspect"
 CLAIM = "assessment_claims_pkey"
 CLAIMS_REQUESTED = "ix_assessment_claims_requested"
+SCORE = "assessment_scores_pkey"
+NEWS: dict[str, Any] = {
+    "marks": {"response": 39_900, "score": 29_900, "handoff": 109_000, "claim": 19_990},
+    "gaps": {"response": [5, 6], "score": [5, 6], "claim": [5, 6]},
+    "watched": dict.fromkeys(range(39_001, 39_101), "scoring"),
+}
+MANY_OWNERS = [(Owner(number, None), None if number % 2 else 1) for number in range(1, 101)]
 
 HOT: dict[str, tuple[Any, set[str]]] = {
     "page of a user": (
@@ -275,6 +284,24 @@ HOT: dict[str, tuple[Any, set[str]]] = {
         partial(claim_assessment_responses, anonymous_token="token 8", user_id=9),
         {CLAIMS_REQUESTED, RESPONSES_OF_TOKEN, RESPONSES_TO_QUESTION, RESPONSE},
     ),
+    "feed: where to begin": (read_marks, {RESPONSE, SCORE, HANDOFF, CLAIM}),
+    "feed: news": (
+        partial(read_news, **NEWS),
+        {RESPONSE, SCORE, HANDOFF, CLAIM, HANDOFF_OF_RESPONSE},
+    ),
+    "feed: states": (
+        partial(read_states, response_ids=list(range(29_900, 30_100))),
+        {RESPONSE, HANDOFF_OF_RESPONSE, CURRENT_SCORE},
+    ),
+    "feed: what a hundred missed": (
+        partial(read_missed, wanted=MANY_OWNERS, newest=50),
+        {RESPONSES_OF_USER, RESPONSES_OF_TOKEN, HANDOFF_OF_RESPONSE, CURRENT_SCORE},
+    ),
+    "feed: what a token missed": (
+        partial(read_missed, wanted=[(Owner(None, "token 7"), 1)], newest=50),
+        {RESPONSES_OF_USER, RESPONSES_OF_TOKEN, HANDOFF_OF_RESPONSE, CURRENT_SCORE},
+    ),
+    "feed: claims to come": (partial(read_requested_claims, user_ids=[1, 2]), set()),
     "list of the dead": (list_dead, {ENDED, RESPONSE}),
     "retry one": (partial(retry_dead, response_ids=[39_502]), {HANDOFF}),
     "retry all": (retry_dead, {ENDED, HANDOFF}),

@@ -18,6 +18,7 @@ from storage import (
 from storage.claims import apply_claim, request_claim, requested_claims
 from storage.dead import dismiss_dead, list_dead, rescore_responses, retry_dead
 from storage.errors import AccessDeniedError
+from storage.feed import read_marks, read_missed, read_news, read_requested_claims, read_states
 from storage.leases import bury_lost, pull_handoffs, pull_suspects, renew_leases
 from storage.questions import get_questions
 from storage.roles import PRIVILEGES, grant_roles, grant_statements
@@ -32,6 +33,7 @@ from storage.settlements import (
 from storage.statistics import handoff_statistics
 from storage.sweeps import overdue, revive_missed
 from storage.tables import OWN_TABLES
+from storage.validation import Owner
 from storage.verification import verify_settlement, verify_timeliness
 from storage.workers import list_workers, remove_worker, report_worker
 from tests.factories import (
@@ -52,6 +54,8 @@ from tests.storage.acting import ROLES, acting_as, perform
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
+
+NO_GAPS: dict[str, list[int]] = {"response": [], "score": [], "claim": []}
 
 
 @pytest.fixture
@@ -74,7 +78,7 @@ async def prepared(conn: AsyncConnection) -> tuple[int, int, str]:
 
 
 async def test_all_that_a_web_app_does(granted: AsyncConnection) -> None:
-    """It submits, repeats a submit, reads answers and scores, and requests a claim."""
+    """It submits, repeats a submit, reads answers, scores and what the feed tells, and requests a claim."""
     scored, _, anonymous = await prepared(granted)
     key = uuid4()
 
@@ -87,6 +91,11 @@ async def test_all_that_a_web_app_does(granted: AsyncConnection) -> None:
         assert len(await get_scores(web, response_id=scored, user_id=1)) == 1
         claim_id = await request_claim(web, anonymous_token=anonymous, user_id=5)
         assert await schema_revision(web) is not None
+        marks = await read_marks(web)
+        assert (await read_news(web, marks=dict.fromkeys(marks, 0), gaps=NO_GAPS, watched={}))[2]
+        assert len(await read_states(web, [scored])) == 1
+        assert await read_missed(web, [(Owner(1, None), None)], newest=50)
+        assert await read_requested_claims(web, [5]) == [{"claim_id": claim_id, "user_id": 5}]
 
     assert await requested_claims(granted) == [claim_id]
 

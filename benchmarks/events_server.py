@@ -1,0 +1,66 @@
+"""The web process that ``benchmarks.events`` measures: event streams, and what they cost it.
+
+Run as ``python -m benchmarks.events_server PORT`` with ``DATABASE_URL``; ``GET /figures`` tells.
+"""
+
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from sqlalchemy import event
+
+from producers.feed import FeedSettings
+from producers.web.events import StreamSettings, events_router
+from storage import create_engine
+from storage.validation import Owner
+
+FILES = 8192
+
+
+def resident_kb() -> int:
+    """What of this process is in memory, KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+
+def make_app(database_url: str) -> FastAPI:
+    """The app: streams with their defaults, but for the length of a stream, which would end in the middle."""
+    engine = create_engine(database_url)
+    statements = 0
+
+    @event.listens_for(engine.sync_engine, "before_cursor_execute")
+    def count(*_: Any) -> None:
+        nonlocal statements
+        statements += 1
+
+    app = FastAPI()
+
+    async def identity(request: Request) -> Owner:
+        return Owner(int(request.headers["x-user"]), None)
+
+    async def get_engine() -> Any:
+        return engine
+
+    @app.get("/figures")
+    async def figures() -> dict[str, float]:
+        return {
+            "resident_kb": resident_kb(),
+            "processor_seconds": time.process_time(),
+            "statements": statements,
+        }
+
+    settings = StreamSettings(max_stream_seconds=3600, feed=FeedSettings())
+    app.include_router(events_router(identity=identity, engine=get_engine, settings=settings))
+    return app
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    uvicorn.run(
+        make_app(os.environ["DATABASE_URL"]), port=int(sys.argv[1]), log_level="warning", backlog=FILES
+    )

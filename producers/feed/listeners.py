@@ -1,0 +1,123 @@
+"""Who listens, and what each has not been given yet."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from storage.validation import Owner
+
+# A transaction id of PostgreSQL, with its epoch.
+_MAX_CURSOR = 2**63 - 1
+_MAX_DIGITS = 19
+
+
+def parse_cursor(given: str | None) -> int | None:
+    """Read what a client gives back; None where it is nothing of ours, which means: from the beginning."""
+    if given is None or not given.isascii() or not given.isdecimal() or len(given) > _MAX_DIGITS:
+        return None
+    cursor = int(given)
+    return cursor if 0 < cursor <= _MAX_CURSOR else None
+
+
+def shown(row: Mapping[str, Any]) -> str:
+    """What a student is told about an answer, as JSON on one line."""
+    score = None
+    if row["score_id"] is not None:
+        data = row["score_data"]
+        score = {
+            "id": row["score_id"],
+            "overall_score": data.get("overall_score"),
+            "scale_min": row["scale_min"],
+            "scale_max": row["scale_max"],
+            "reasoning": data.get("reasoning"),
+            "dimensions": data.get("dimensions", []),
+            "model_id": row["model_id"],
+            "created_at": row["scored_at"].isoformat(),
+        }
+    return json.dumps(
+        {
+            "id": row["response_id"],
+            "module_slug": row["module_slug"],
+            "question_id": row["question_id"],
+            "state": row["state"],
+            "score": score,
+        },
+        ensure_ascii=False,
+        separators=(",", ":"),
+    )
+
+
+class Listener:
+    """One reader of one owner's answers. A slow one costs no more than one event for each of his answers.
+
+    Args:
+        owner: Whose answers.
+        cursor: Everything up to there he knows; None: he knows nothing.
+    """
+
+    __slots__ = ("_pending", "_wake", "cursor", "ended", "is_current", "owner")
+
+    def __init__(self, owner: Owner, cursor: int | None) -> None:
+        self.owner = owner
+        self.cursor = cursor
+        self.ended = False
+        # False while he waits to be told what he has missed.
+        self.is_current = False
+        self._pending: dict[int, str] = {}
+        self._wake = asyncio.Event()
+
+    def offer(self, response_id: int, data: str) -> None:
+        """Put an answer's newest state in the place of an older one that was not taken yet."""
+        self._pending.pop(response_id, None)
+        self._pending[response_id] = data
+        self._wake.set()
+
+    def advance(self, cursor: int, *, wake: bool = False) -> None:
+        """Say that everything up to here has been offered; ``wake`` to let the reader know even if that was nothing."""
+        self.cursor = cursor
+        if wake:
+            self._wake.set()
+
+    def take(self) -> tuple[list[str], int | None]:
+        """Take all that is there, and the cursor that holds once the reader has all of it."""
+        taken = list(self._pending.values())
+        self._pending.clear()
+        self._wake.clear()
+        return taken, self.cursor
+
+    def end(self) -> None:
+        """Let the reader stop."""
+        self.ended = True
+        self._wake.set()
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait for something to take or for the end, at most so long.
+
+        Returns:
+            False where the time was up.
+        """
+        try:
+            async with asyncio.timeout(max(0.0, seconds)):
+                await self._wake.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+@dataclass(slots=True)
+class Group:
+    """All who listen to one owner's answers.
+
+    ``watched`` holds what is known of his answers that are not scored; ``claims`` what he has claimed and is still to
+    be moved.
+    """
+
+    listeners: set[Listener] = field(default_factory=set)
+    watched: dict[int, str] = field(default_factory=dict)
+    claims: set[int] = field(default_factory=set)
