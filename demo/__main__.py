@@ -27,7 +27,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from demo.play import Played, add_users, answers_expected, play, wait_for_worker
 from demo.report import print_report
 from demo.servers import ServerStartError, embedded_servers
-from demo.site.breaking import BreakableServer, BreakableWorker
+from demo.site.processes import BreakableServer, BreakableWorker
 from demo.site.serving import DEFAULT_PORT, PortTakenError, listening_socket, serve
 from demo.worker_process import SCORING, WorkerFailedError, tail, worker_process
 from producers import ProducerSettings, open_producer
@@ -36,9 +36,10 @@ from storage.translation import translated
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from demo.servers import Server
-    from demo.site.breaking import Breakable
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from demo.servers import Server
+    from demo.site.processes import Breakable
 
 QUESTIONS = Path(__file__).parent / "questions"
 URLS = ("SCORING_DATABASE_URL", "SCORING_REDIS_URL")

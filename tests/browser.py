@@ -32,10 +32,15 @@ GRAVE = frozenset({"serious", "critical"})
 """The impacts that axe may never report."""
 
 
+def chromium_path() -> str | None:
+    """Where Chromium is, or None."""
+    return next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+
+
 @pytest.fixture(scope="session")
 async def browser() -> AsyncIterator[Browser]:
     """Chromium, once a test process."""
-    path = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+    path = chromium_path()
     if path is None:
         reason = "Chromium is not installed."
         if os.environ.get("CI") == "true":

@@ -1,104 +1,37 @@
-"""Break it: stop and start the worker and the Redis-compatible server while the page is open.
+"""Routes of the demo's buttons: kill a process that the page needs, and start it again."""
 
-Only of the demo. The processes are really killed, as a crash would.
-"""
+from typing import Annotated, Any, Literal
 
-from __future__ import annotations
+from fastapi import APIRouter, Depends, HTTPException, Request
 
-from typing import TYPE_CHECKING, Protocol
+from demo.site.processes import Breakable
 
-from demo.worker_process import start_worker, stop_worker
-
-if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from demo.servers import Server
+router = APIRouter(prefix="/demo/processes")
 
 
-class Breakable(Protocol):
-    """A process that may be killed and started again."""
-
-    name: str
-
-    @property
-    def pid(self) -> int | None:
-        """Its process id, or None while it does not run."""
-
-    def start(self) -> None:
-        """Start it, unless it runs."""
-
-    def kill(self) -> None:
-        """End it with SIGKILL, unless it is gone."""
+def the_breakables(request: Request) -> list[Breakable]:
+    """What may be killed."""
+    breakables: list[Breakable] = request.app.state.breakables
+    return breakables
 
 
-class BreakableServer:
-    """One of the embedded servers."""
-
-    def __init__(self, name: str, server: Server) -> None:
-        self.name = name
-        self._server = server
-
-    @property
-    def pid(self) -> int | None:
-        """Its process id, or None while it does not run."""
-        process = self._server.process
-        return process.pid if process is not None and process.poll() is None else None
-
-    def start(self) -> None:
-        """Start it, unless it runs."""
-        if self.pid is None:
-            self._server.start()
-
-    def kill(self) -> None:
-        """End it with SIGKILL, unless it is gone."""
-        self._server.kill()
+Breakables = Annotated[list[Breakable], Depends(the_breakables)]
 
 
-class BreakableWorker:
-    """A worker as a process of its own, from the start of the ``with`` block until its end."""
+@router.get("")
+async def processes(breakables: Breakables) -> list[dict[str, Any]]:
+    """Say which run."""
+    return [{"name": breakable.name, "pid": breakable.pid} for breakable in breakables]
 
-    name = "worker"
 
-    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
-        self._environment = environment
-        self._log = log
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> BreakableWorker:
-        """Start it."""
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Tell it to stop, as an operator would.
-
-        Raises:
-            WorkerFailedError: It did not exit with 0.
-        """
-        if self._process is not None and self._process.poll() is None:
-            stop_worker(self._process, self._log)
-
-    @property
-    def process(self) -> subprocess.Popen[bytes]:
-        """The process that was started last."""
-        if self._process is None:
-            raise RuntimeError("The worker was not started.")
-        return self._process
-
-    @property
-    def pid(self) -> int | None:
-        """Its process id, or None while it does not run."""
-        return self._process.pid if self._process is not None and self._process.poll() is None else None
-
-    def start(self) -> None:
-        """Start it, unless it runs."""
-        if self.pid is None:
-            self._process = start_worker(self._environment, self._log)
-
-    def kill(self) -> None:
-        """End it with SIGKILL, unless it is gone."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+@router.post("/{name}/{action}", status_code=204)
+async def act(name: str, action: Literal["kill", "start"], breakables: Breakables) -> None:
+    """Kill or start one."""
+    breakable = next((each for each in breakables if each.name == name), None)
+    if breakable is None:
+        raise HTTPException(404, "There is no such process.")
+    # In the event loop, on purpose: a process must be started by the main thread, whose end ends it.
+    if action == "kill":
+        breakable.kill()
+    else:
+        breakable.start()

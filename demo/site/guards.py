@@ -38,11 +38,15 @@ class Guards:
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
                 # Answers are personal, and scripts of an older version must not meet a newer page.
-                headers.setdefault("Cache-Control", "no-cache" if scope["path"].startswith("/static/") else "no-store")
+                headers.setdefault(
+                    "Cache-Control", "no-cache" if scope["path"].startswith("/static/") else "no-store"
+                )
             await send(message)
 
         if scope["method"] not in _SAFE_METHODS and not _is_our_own(Headers(scope=scope)):
-            await PlainTextResponse("This came from another site's page.", 403)(scope, receive, send_with_headers)
+            await PlainTextResponse("This came from another site's page.", 403)(
+                scope, receive, send_with_headers
+            )
             return
         await self._app(scope, receive, send_with_headers)
 

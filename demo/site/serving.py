@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from demo.site.breaking import Breakable
+    from demo.site.processes import Breakable
     from producers import ProducerSettings
 
 HOST = "127.0.0.1"

@@ -17,7 +17,7 @@ from demo.classroom import STUDENTS
 if TYPE_CHECKING:
     from fastapi import Request, Response
 
-TOKEN_COOKIE = "student"
+TOKEN_COOKIE = "student"  # noqa: S105 - a name
 USER_COOKIE = "signed-in"
 TOKEN_BYTES = 32
 _TOKEN_CHARS = len(secrets.token_urlsafe(TOKEN_BYTES))
@@ -49,7 +49,11 @@ class Visitors:
         if len(token) != _TOKEN_CHARS:
             return None
         user, _, seal = request.cookies.get(USER_COOKIE, "").partition(".")
-        sealed = user.isascii() and user.isdecimal() and hmac.compare_digest(seal.encode(), self._seal(user).encode())
+        sealed = (
+            user.isascii()
+            and user.isdecimal()
+            and hmac.compare_digest(seal.encode(), self._seal(user).encode())
+        )
         return Visitor(int(user) if sealed else None, token)
 
     def welcome(self, request: Request, response: Response, *, user_id: int | None = None) -> None:

@@ -293,11 +293,15 @@ async def test_a_submit_that_missed_the_publication_is_revived(engine: AsyncEngi
     assert held["question_digest"] == digest
 
 
-async def test_students_are_shown_what_is_asked_now_and_nothing_that_helps_to_answer(conn: AsyncConnection) -> None:
+async def test_students_are_shown_what_is_asked_now_and_nothing_that_helps_to_answer(
+    conn: AsyncConnection,
+) -> None:
     """Of each question its current content, in the order of publication, without rubric and reference answer."""
     await publish(conn, question_id="first", question_text="Old?", reference_answer="Because.")
     await publish(conn, question_id="second", question_text="Second?")
-    await publish(conn, question_id="first", question_text="New?", scale_max=10, learning_outcome_name="Knows")
+    await publish(
+        conn, question_id="first", question_text="New?", scale_max=10, learning_outcome_name="Knows"
+    )
 
     asked = await list_asked_questions(conn)
 

@@ -10,6 +10,7 @@ export class Refused extends Error {
   constructor(status, problem) {
     super(problem.detail ?? problem.title ?? `The server refused this (${status}).`);
     this.status = status;
+    this.kind = String(problem.type ?? "").split(":").at(-1);
     this.errors = problem.errors ?? [];
   }
 }

@@ -10,18 +10,31 @@ const RETRY_MS = [2_000, 4_000, 8_000, 15_000];
 
 const PREFIX = "draft:";
 
+// Where nothing may be kept, or nothing fits, the server has it a second later.
+function onThisDevice(work) {
+  try {
+    return work(localStorage);
+  } catch {
+    return null;
+  }
+}
+
 export function forgetAllOnThisDevice() {
-  for (const name of Object.keys(localStorage)) if (name.startsWith(PREFIX)) localStorage.removeItem(name);
+  onThisDevice((kept) => {
+    for (const name of Object.keys(kept)) if (name.startsWith(PREFIX)) kept.removeItem(name);
+  });
 }
 
 export class Draft {
   // `onStatus` hears "", "saving", "saved", "kept" (on this device only) or "refused", and why.
-  constructor(question, mark, onStatus) {
+  // `onSpent` is called when it turns out that an answer was submitted under this key, from another tab perhaps.
+  constructor(question, mark, onStatus, onSpent) {
     this.question = question;
     this.text = "";
     this.key = null; // made at the first letter, and kept until the answer has arrived
     this.name = `${PREFIX}${mark}:${question.module_slug}/${question.question_id}`;
     this.onStatus = onStatus;
+    this.onSpent = onSpent;
     this.saved = ""; // what the server has
     this.failures = 0;
     this.changedSince = null;
@@ -31,7 +44,7 @@ export class Draft {
   // Find what was written before, here or elsewhere. What this device kept is newer than what it had saved.
   // Two texts that were begun apart are both kept, one below the other.
   async restore(carried = null) {
-    const here = carried ?? this.#onThisDevice();
+    const here = carried ?? this.#read();
     if (here) {
       this.text = here.text;
       this.key = here.key;
@@ -48,15 +61,17 @@ export class Draft {
       this.key = there.submission_key;
       this.saved = there.answer_text;
     }
-    if (this.text !== this.saved) this.#later(0);
-    else if (this.text) this.onStatus("saved");
+    if (this.text !== this.saved) {
+      this.#keep();
+      this.#later(0);
+    } else if (this.text) this.onStatus("saved");
   }
 
   write(text) {
     if (text === this.text) return;
     this.text = text;
     this.key ??= newKey();
-    this.#keepOnThisDevice();
+    this.#keep();
     this.changedSince ??= performance.now();
     this.onStatus("saving");
     this.#later(Math.max(0, Math.min(PAUSE_MS, this.changedSince + LONGEST_MS - performance.now())));
@@ -85,15 +100,17 @@ export class Draft {
     this.abort?.abort();
     this.abort = new AbortController();
     this.saving = this.#send(this.text, this.key, { signal: this.abort.signal, outlivesPage });
-    const done = await this.saving;
-    this.saving = null;
+    const mine = this.saving;
+    const done = await mine;
+    if (this.saving === mine) this.saving = null;
     return done;
   }
 
   async #send(text, key, options) {
     this.changedSince = null;
+    let stored = true;
     try {
-      if (text.trim()) await saveDraft(this.question, wellFormed(text), key, options);
+      if (text.trim()) stored = (await saveDraft(this.question, wellFormed(text), key, options)) !== null;
       else await deleteDraft(this.question, options);
     } catch (error) {
       if (this.closed || options.signal.aborted) return false;
@@ -108,12 +125,25 @@ export class Draft {
     }
     this.failures = 0;
     if (this.key !== key) return true; // submitted meanwhile
+    if (!stored && (await this.#isSpent(key))) {
+      if (!this.closed && this.key === key) this.onSpent();
+      return false;
+    }
     this.saved = text;
     if (this.text === text) {
-      localStorage.removeItem(this.name);
+      this.#forget();
       this.onStatus(text.trim() ? "saved" : "");
     } else if (!this.closed) this.#later(PAUSE_MS);
     return true;
+  }
+
+  // Not stored: either an answer has this key, or a later text is there already.
+  async #isSpent(key) {
+    try {
+      return (await readDraft(this.question))?.submission_key !== key;
+    } catch {
+      return false;
+    }
   }
 
   // The answer has arrived: the next letter begins another one. The server forgets a submitted draft by itself.
@@ -122,7 +152,7 @@ export class Draft {
     this.abort?.abort();
     this.text = this.saved = "";
     this.key = null;
-    localStorage.removeItem(this.name);
+    this.#forget();
     this.onStatus("");
   }
 
@@ -130,7 +160,7 @@ export class Draft {
   beginAnew() {
     this.key = newKey();
     this.saved = "";
-    this.#keepOnThisDevice();
+    this.#keep();
     this.#later(0);
   }
 
@@ -139,20 +169,17 @@ export class Draft {
     this.closed = true;
   }
 
-  #onThisDevice() {
-    try {
-      const kept = JSON.parse(localStorage.getItem(this.name));
-      return typeof kept?.text === "string" && typeof kept?.key === "string" ? kept : null;
-    } catch {
-      return null; // not allowed here, or not ours
-    }
+  #read() {
+    const kept = onThisDevice((device) => JSON.parse(device.getItem(this.name)));
+    return typeof kept?.text === "string" && typeof kept?.key === "string" ? kept : null;
   }
 
-  #keepOnThisDevice() {
-    try {
-      localStorage.setItem(this.name, JSON.stringify({ text: this.text, key: this.key }));
-    } catch {
-      // Not allowed, or full. The server gets it in a second.
-    }
+  #keep() {
+    const kept = JSON.stringify({ text: this.text, key: this.key });
+    onThisDevice((device) => device.setItem(this.name, kept));
+  }
+
+  #forget() {
+    onThisDevice((device) => device.removeItem(this.name));
   }
 }

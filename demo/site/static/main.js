@@ -102,7 +102,12 @@ function fill(text) {
 }
 
 function newDraft(mark) {
-  const made = new Draft(question, mark, (state) => made === draft && showDraftStatus(state));
+  const made = new Draft(
+    question,
+    mark,
+    (state) => made === draft && showDraftStatus(state),
+    () => made === draft && void settleSpent(made),
+  );
   return made;
 }
 
@@ -185,15 +190,15 @@ async function submit() {
   setSending(true);
   try {
     const stored = await api.submit(mine.question, text, key);
-    arrived(mine, stored, text);
+    arrived(mine, stored);
   } catch (error) {
     if (error instanceof api.Away) {
       complain("Not sent yet. Your text is kept; please try again.");
-    } else if (error instanceof api.Refused && error.status === 409) {
-      // The key belongs to somebody else: sent before a sign-in, perhaps. The text gets one of its own.
+    } else if (error instanceof api.Refused && error.kind === "key-used") {
+      // An earlier try had arrived after all, and the text was changed since.
       mine.beginAnew();
-      complain("Not sent. Look below whether this answer has arrived already, or submit again.");
-      void loadAnswers();
+      complain("An earlier version of this answer had arrived already. Your newer text is kept here: submit it as another answer, if you like.");
+      if (mine === draft) void loadAnswers();
     } else if (error instanceof api.Refused) {
       const rules = error.errors.map(({ rule }) => rule).join("; ");
       complain(`Not accepted: ${rules || error.message}. Your text is kept.`);
@@ -203,21 +208,25 @@ async function submit() {
   }
 }
 
-function arrived(mine, stored, text) {
+function arrived(mine, stored) {
   const key = mine.key;
-  if (stored.answer_text === text) {
+  mine.submitted();
+  tabs.postMessage({ kind: "submitted", name: mine.name, key });
+  announce("Your answer was submitted. It is waiting to be scored.");
+  if (mine !== draft) return; // another question is open meanwhile
+  fill("");
+  show(stored, { justSubmitted: true });
+}
+
+// What stands in the editor was submitted elsewhere, as it stands or in an earlier version.
+async function settleSpent(mine) {
+  await loadAnswers();
+  if (mine !== draft || sending) return;
+  if (list.answers.some((answer) => answer.answer_text === wellFormed(mine.text))) {
     mine.submitted();
-    if (mine === draft) fill("");
-    tabs.postMessage({ kind: "submitted", name: mine.name, key });
-    announce("Your answer was submitted. It is waiting to be scored.");
-  } else {
-    // An earlier try had arrived after all, and the text was changed since.
-    mine.beginAnew();
-    complain("An earlier version of this answer had arrived already; see below. What you changed is kept here: submit it as a new answer, if you like.");
-  }
-  if (mine === draft) {
-    show(stored, { justSubmitted: true });
-  }
+    fill("");
+    announce("This answer was submitted in another tab.");
+  } else mine.beginAnew();
 }
 
 find("form").addEventListener("submit", (event) => {
