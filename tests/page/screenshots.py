@@ -1,11 +1,12 @@
 """``make screenshots``: the pictures of the student's page, from a demo of its own.
 
-    python -m tests.page.screenshots
+python -m tests.page.screenshots
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -47,17 +48,20 @@ async def take(url: str) -> None:
                     await student.until_saved()
                     await student.page.mouse.move(0, 0)
                 else:
-                    await student.page.locator("#form").scroll_into_view_if_needed()
+                    await student.page.evaluate("document.querySelector('section').scrollIntoView()")
                 await student.page.screenshot(
                     path=IMAGES / f"{name}.png", full_page=options["viewport"] is WIDE
                 )
-                print(f"docs/images/{name}.png")
+                sys.stdout.write(f"docs/images/{name}.png\n")
         await browser.close()
 
 
 def main() -> None:
     """Start a demo, take the pictures, stop it."""
-    with tempfile.TemporaryDirectory(prefix="scoring-screenshots-") as folder, running_site(Path(folder)) as site:
+    with (
+        tempfile.TemporaryDirectory(prefix="scoring-screenshots-") as folder,
+        running_site(Path(folder)) as site,
+    ):
         asyncio.run(take(site.url))
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,17 @@ class Site:
     url: str
     process: subprocess.Popen[bytes]
     log: Path
+
+    def pid_of(self, name: str) -> int:
+        """The process of the worker or of Redis, as the page tells."""
+        with urllib.request.urlopen(f"{self.url}/demo/processes") as reply:
+            return next(int(each["pid"]) for each in json.load(reply) if each["name"] == name)
+
+    def database_url(self) -> str:
+        """Where the site's database is: what its worker was told."""
+        environment = Path(f"/proc/{self.pid_of('worker')}/environ").read_bytes().split(b"\0")
+        name = b"SCORING_DATABASE_URL="
+        return next(line.removeprefix(name).decode() for line in environment if line.startswith(name))
 
     def output(self) -> str:
         """What it has printed."""

@@ -71,7 +71,9 @@ class Student:
         await expect(self.cards).to_have_count(before + 1, timeout=PATIENCE_MS)
 
     async def until_scored(self, card: Locator | None = None) -> None:
-        await expect((card or self.cards.first).locator(".state")).to_contain_text("Scored", timeout=PATIENCE_MS)
+        await expect((card or self.cards.first).locator(".state")).to_contain_text(
+            "Scored", timeout=PATIENCE_MS
+        )
 
     async def sign_in(self, user_id: int) -> None:
         await self.page.get_by_label("Sign in, without a password").select_option(str(user_id))

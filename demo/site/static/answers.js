@@ -44,7 +44,9 @@ function dimension(given, score) {
   // The number beside it says the same.
   const bar = make("dd", "bar");
   bar.setAttribute("aria-hidden", "true");
-  const share = (given.score - score.scale_min) / (score.scale_max - score.scale_min);
+  // As long as the number says; a scale that goes below nothing begins at its end.
+  const from = Math.min(0, score.scale_min);
+  const share = (given.score - from) / (score.scale_max - from);
   const filled = make("span");
   filled.style.setProperty("--share", `${Math.round(100 * Math.min(1, Math.max(0, share)))}%`);
   bar.append(filled);

@@ -43,12 +43,13 @@ export function wireDemo({ before, after, announce }) {
         const item = document.createElement("li");
         const label = LABELS[name] ?? name;
         const state = document.createElement("span");
-        state.textContent = pid ? `${label}: running (${pid})` : `${label}: stopped`;
+        state.textContent = pid ? `${label} runs, process ${pid}` : `${label} is stopped`;
         const button = document.createElement("button");
         button.type = "button";
         button.className = "secondary";
         button.id = `break-${name}`;
-        button.textContent = `${pid ? "Stop" : "Start"} ${label.toLowerCase() === "redis" ? "Redis" : "the worker"}`;
+        button.textContent = pid ? "Stop" : "Start";
+        button.setAttribute("aria-label", `${button.textContent} ${label}`);
         button.addEventListener("click", () =>
           attempt(async () => {
             await act(name, pid ? "kill" : "start");
@@ -76,5 +77,5 @@ export function showStudents({ user, students }) {
   if (chosen) select.value = chosen;
   find("sign-in").hidden = user !== null;
   find("sign-out").hidden = user === null;
-  find("who").textContent = user ? `Signed in as ${user.name}` : "Answering as a guest";
+  find("who").textContent = user ? `Signed in as ${user.name}` : "Not signed in";
 }

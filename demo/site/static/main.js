@@ -321,7 +321,7 @@ async function open(next, { carried = null, focus = false } = {}) {
   find("more").hidden = true;
   find("module").textContent = readable(next.module_slug);
   find("question-text").textContent = next.question_text.trim();
-  find("outcome").textContent = next.learning_outcome_name ? `You learn to show: ${next.learning_outcome_name}` : "";
+  find("outcome").textContent = next.learning_outcome_name ? `Learning goal: ${next.learning_outcome_name}` : "";
   document.title = `${readable(next.question_id)} – In your own words`;
   menu.choose(next);
   find("lesson").hidden = false;
