@@ -29,6 +29,18 @@ def checked(measured: Callable[[str], None]) -> Iterator[list[str]]:
     measured(f"student's page: {len(states)} states checked by axe, nothing serious or critical")
 
 
+def held(state: str) -> Callable[[Route], Awaitable[None]]:
+    """Lets the server's list pass with every answer in this state."""
+
+    async def hold(route: Route) -> None:
+        reply = await route.fetch()
+        page = await reply.json()
+        page["items"] = [{**item, "state": state, "score": None} for item in page["items"]]
+        await route.fulfill(response=reply, json=page)
+
+    return hold
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_no_state_of_the_page_keeps_anybody_out(
@@ -77,14 +89,7 @@ async def test_no_state_of_the_page_keeps_anybody_out(
     # States that do not last, held still: the same answer, as the server would tell of it.
     await student.submit()
     for state in ("waiting", "scoring", "unpublished", "failed"):
-
-        async def hold(route: Route, state: str = state) -> None:
-            reply = await route.fetch()
-            page = await reply.json()
-            page["items"] = [{**item, "state": state, "score": None} for item in page["items"]]
-            await route.fulfill(response=reply, json=page)
-
-        await profile.route("**/assessment/responses?*", hold)
+        await profile.route("**/assessment/responses?*", held(state))
         await profile.route("**/assessment/events", lambda route: route.abort())
         await student.page.reload()
         await expect(student.cards.first.locator(".state")).to_have_attribute("data-state", state)

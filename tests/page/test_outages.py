@@ -62,8 +62,7 @@ async def test_an_answer_waits_while_something_is_down(
         await student.page.get_by_role("button", name=f"Stop {name}").click()
     else:
         os.kill(site.pid_of(name.lower()), signal.SIGKILL)
-        await student.page.evaluate("window.dispatchEvent(new Event('focus'))")
-    await expect(student.page.get_by_role("button", name=f"Start {name}")).to_be_visible()
+    await expect(student.page.get_by_role("button", name=f"Start {name}")).to_be_visible(timeout=PATIENCE_MS)
 
     await student.submit()
 

@@ -3,6 +3,7 @@
 import { act, processes, signIn, signOut } from "./api.js";
 
 const find = (id) => document.getElementById(id);
+const LOOK_MS = 3_000;
 const LABELS = { worker: "Worker", redis: "Redis" };
 
 // `before` runs while the old identity still holds, `after` when the new one does.
@@ -35,8 +36,13 @@ export function wireDemo({ before, after, announce }) {
     }),
   );
 
+  let shown = "";
+
   async function showProcesses() {
     const list = await processes();
+    if (shown === JSON.stringify(list)) return;
+    shown = JSON.stringify(list);
+    const focused = document.activeElement?.id;
     find("breakables").hidden = list.length === 0;
     find("processes").replaceChildren(
       ...list.map(({ name, pid }) => {
@@ -54,7 +60,6 @@ export function wireDemo({ before, after, announce }) {
           attempt(async () => {
             await act(name, pid ? "kill" : "start");
             await showProcesses();
-            find(`break-${name}`)?.focus();
             announce(`${label} ${pid ? "stopped" : "started"}.`);
           }),
         );
@@ -62,10 +67,12 @@ export function wireDemo({ before, after, announce }) {
         return item;
       }),
     );
+    if (focused?.startsWith("break-")) find(focused)?.focus();
   }
 
   void attempt(showProcesses);
-  window.addEventListener("focus", () => void showProcesses().catch(() => {}));
+  // Processes are killed from terminals, too.
+  setInterval(() => document.visibilityState === "visible" && void showProcesses().catch(() => {}), LOOK_MS);
 }
 
 export function showStudents({ user, students }) {
