@@ -21,6 +21,14 @@ _FORGET_CLAIMS = text("""
     WHERE user_id = CAST(:user_id AS integer) OR anonymous_token = CAST(:anonymous_token AS text)
 """)
 
+# What is his now. What follows is about these, whoever owns them then: a claim that moves one meanwhile, or an
+# answer that comes meanwhile, must not be met halfway.
+_OWNED = text("""
+    SELECT response_id FROM assessment_responses
+    WHERE user_id = CAST(:user_id AS integer) OR anonymous_token = CAST(:anonymous_token AS text)
+    ORDER BY response_id
+""")
+
 # Before the responses, as claims lock them; those that a claim moves meanwhile go too.
 _FORGET_DRAFTS = text("""
     DELETE FROM assessment_drafts AS d
@@ -30,14 +38,6 @@ _FORGET_DRAFTS = text("""
         ORDER BY draft_id
     ) AS erased
     WHERE d.draft_id = erased.draft_id
-""")
-
-# What is his now. What follows is about these, whoever owns them then: a claim that moves one meanwhile, or an
-# answer that comes meanwhile, must not be met halfway.
-_OWNED = text("""
-    SELECT response_id FROM assessment_responses
-    WHERE user_id = CAST(:user_id AS integer) OR anonymous_token = CAST(:anonymous_token AS text)
-    ORDER BY response_id
 """)
 
 # Handoffs before scores: a settlement that holds one is waited for, and the next statement sees its score; one that
@@ -94,8 +94,8 @@ async def erase_responses(
     whose = {"user_id": owner.user_id, "anonymous_token": owner.anonymous_token}
     with translated():
         erased = {"assessment_claims": (await conn.execute(_FORGET_CLAIMS, whose)).rowcount}
-        erased["assessment_drafts"] = (await conn.execute(_FORGET_DRAFTS, whose)).rowcount
         which = {"response_ids": list((await conn.execute(_OWNED, whose)).scalars())}
+        erased["assessment_drafts"] = (await conn.execute(_FORGET_DRAFTS, whose)).rowcount
         erased["scoring_handoffs"] = (await conn.execute(_FORGET_HANDOFFS, which)).rowcount
         erased["assessment_scores"] = (await conn.execute(_FORGET_SCORES, which)).rowcount
         erased["assessment_responses"] = (await conn.execute(_FORGET_RESPONSES, which)).rowcount

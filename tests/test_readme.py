@@ -93,24 +93,30 @@ async def test_the_readme_scorer_scores(tmp_path: Path, monkeypatch: pytest.Monk
 def use(module: ModuleType) -> None:
     """What a browser does: in a thread, because the test client has an event loop of its own."""
     app: FastAPI = module.app
-    with TestClient(app) as client:
-        stored = client.post("/answers", json=ANSWER)
+    with TestClient(app, base_url="http://testserver/assessment/") as client:
+        key = {"Idempotency-Key": "first"}
+        stored, again = (client.post("responses", json=ANSWER, headers=key) for _ in range(2))
         assert stored.status_code == 201
-        refused = client.post("/answers", json=ANSWER | {"answer_text": "  "})
+        assert again.json() == stored.json()
+        refused = client.post("responses", json=ANSWER | {"answer_text": "  "})
         assert refused.status_code == 422
-        assert refused.json()["field"] == "answer_text"
+        assert refused.json()["errors"][0]["field"] == "answer_text"
+        by_form = client.post("responses", data=ANSWER)
+        assert by_form.status_code == 415
 
         shown = asyncio.run(eventually(lambda: scored(client)))
-        assert shown[0]["response_id"] == stored.json()["response_id"]
+        assert [answer["id"] for answer in shown] == [stored.json()["id"]]
         assert shown[0]["score"]["model_id"].startswith("lexical-")
 
         app.dependency_overrides[module.signed_in_user] = lambda: 7
-        assert client.post("/sign-in").status_code == 202
-        mine = asyncio.run(eventually(lambda: client.get("/answers").json()))
-        assert mine[0]["response_id"] == stored.json()["response_id"]
+        assert client.post("claims", json={}).status_code == 202
+        assert "student" not in client.cookies
+        mine = asyncio.run(eventually(lambda: client.get("responses").json()["items"]))
+        assert mine[0]["id"] == stored.json()["id"]
+        assert client.post("claims", json={}).status_code == 403
 
 
 def scored(client: TestClient) -> list[dict[str, Any]]:
     """The caller's answers, once all are scored."""
-    answers: list[dict[str, Any]] = client.get("/answers").json()
-    return answers if all(answer["scoring_state"] == "scored" for answer in answers) else []
+    answers: list[dict[str, Any]] = client.get("responses").json()["items"]
+    return answers if all(answer["state"] == "scored" for answer in answers) else []

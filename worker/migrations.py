@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import alembic.command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-import storage
 from storage import create_engine
+from storage.history import migrations_folder
 from storage.translation import translated
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
-
-
-def migrations_folder() -> Path:
-    """Where the migrations are: inside the installed package, or beside it in a checkout."""
-    package = Path(storage.__file__).parent
-    installed = package / "alembic"
-    return installed if installed.is_dir() else package.parent / "alembic"
 
 
 def head_revision() -> str:

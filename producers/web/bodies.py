@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -9,14 +10,14 @@ from fastapi import Request
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 
-from producers.web.problems import ProblemError, problem_of
+from producers.web.problems import ProblemError, method_not_allowed, problem_of
 from storage.limits import MAX_KEY_CHARS, MAX_METADATA_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from starlette.responses import Response
-    from starlette.types import Receive, Scope
+    from starlette.types import Receive, Scope, Send
 
 _WITH_BODY = {"POST", "PUT", "PATCH"}
 # JSON may spell every character as two escapes: \ud83d\ude00.
@@ -103,8 +104,21 @@ def guarded_route(max_bytes: int) -> type[APIRoute]:
     Args:
         max_bytes: Largest accepted body.
     """
+    methods_of: defaultdict[str, set[str]] = defaultdict(set)
 
     class GuardedRoute(APIRoute):
+        def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+            super().__init__(path, endpoint, **options)
+            methods_of[path].update(self.methods or ())
+
+        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["method"] in (self.methods or ()):
+                await super().handle(scope, receive, send)
+            else:
+                # The first route of this path is asked; by itself it would name no other methods than its own.
+                response = method_not_allowed(methods_of[self.path]).response()
+                await response(scope, receive, send)
+
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handle = super().get_route_handler()
 

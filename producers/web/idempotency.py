@@ -31,11 +31,11 @@ def idempotency_key(
         str | None,
         Header(
             alias=HEADER,
-            description="Made by the client for each answer, best by crypto.randomUUID(), and sent again with every "
+            description="Made by the client for each answer, best by crypto.randomUUID() "
+            "(8e03978e-40d5-43e8-bc93-6894a57f9324), and sent again with every "
             "repetition: then the answer is stored once, and every reply is the same. A key stands for its answer for "
             "ever; with another text it is refused. Without a key every call is a new attempt.",
             json_schema_extra={"pattern": _PATTERN},
-            examples=["8e03978e-40d5-43e8-bc93-6894a57f9324"],
         ),
     ] = None,
 ) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
+from http.client import responses
 from typing import TYPE_CHECKING, Any
 
 from fastapi.exceptions import HTTPException, RequestValidationError
@@ -43,6 +44,11 @@ _RULES = {
 _PLACES = {"body", "query", "path", "header", "cookie"}
 
 
+def _title(status_code: int) -> str:
+    # A host may have numbers of its own.
+    return responses.get(status_code, "Error")
+
+
 class ProblemError(HTTPException):
     """A reply that ends the request. FastAPI lets an ``HTTPException`` through while it reads a body.
 
@@ -71,7 +77,7 @@ class ProblemError(HTTPException):
         """The body of the reply."""
         return {
             "type": "about:blank" if self.kind is None else f"urn:assessment-scoring:{self.kind}",
-            "title": HTTPStatus(self.status_code).phrase,
+            "title": _title(self.status_code),
             "status": self.status_code,
             "detail": self.detail,
             "errors": [{"field": field, "rule": rule} for field, rule in self.errors],
@@ -90,6 +96,15 @@ class ProblemError(HTTPException):
 def not_found(what: str) -> ProblemError:
     """The same for what is somebody else's and for what does not exist."""
     return ProblemError(HTTPStatus.NOT_FOUND, f"There is no such {what}.")
+
+
+def method_not_allowed(methods: Iterable[str]) -> ProblemError:
+    """This path has other methods."""
+    return ProblemError(
+        HTTPStatus.METHOD_NOT_ALLOWED,
+        "This path has other methods.",
+        headers={"Allow": ", ".join(sorted(methods)), "Cache-Control": "no-store"},
+    )
 
 
 def invalid(*errors: tuple[str, str]) -> ProblemError:
@@ -142,11 +157,12 @@ def _field(place: tuple[Any, ...], kind: str) -> str:
 
 
 def _misread(exc: RequestValidationError) -> ProblemError:
-    errors = []
+    errors: dict[str, str] = {}
     for error in exc.errors():
         rule = _RULES.get(error["type"], "is not valid").format(**error.get("ctx", {}))
-        errors.append((_field(error["loc"], error["type"]), rule))
-    return invalid(*errors)
+        # Of something that may be text or null, both are missed; the first says enough.
+        errors.setdefault(_field(error["loc"], error["type"]), rule)
+    return invalid(*errors.items())
 
 
 def problem_of(exc: Exception) -> ProblemError | None:
@@ -181,5 +197,6 @@ def _is_plain(exc: Exception) -> bool:
 
 
 def _of_host(exc: StarletteHTTPException) -> ProblemError:
-    detail = exc.detail if isinstance(exc.detail, str) else HTTPStatus(exc.status_code).phrase
-    return ProblemError(exc.status_code, detail, headers=exc.headers)
+    detail: object = exc.detail  # FastAPI's may be any JSON
+    sentence = detail if isinstance(detail, str) else _title(exc.status_code)
+    return ProblemError(exc.status_code, sentence, headers=exc.headers)

@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic.json_schema import SkipJsonSchema
 
 from producers.web.idempotency import UUID_PATTERN
 from storage.limits import MAX_KEY_CHARS
@@ -31,8 +30,6 @@ KEY_SCHEMA: dict[str, Any] = {"minLength": 1, "maxLength": MAX_KEY_CHARS, "patte
 
 Key = Annotated[str, Field(json_schema_extra=KEY_SCHEMA)]
 AnswerText = Annotated[str, Field(json_schema_extra={"minLength": 1, "pattern": VISIBLE_PATTERN})]
-# None where it is left out, but null is not asked for: a client sends it or does not.
-Reference = Annotated[str | SkipJsonSchema[None], Field(json_schema_extra=KEY_SCHEMA)]
 
 State = Literal["waiting", "unpublished", "scoring", "scored", "failed"]
 _EXAMPLE_TIME = "2026-03-02T09:15:27.482913Z"
@@ -74,11 +71,11 @@ class Submission(BaseModel):
     module_slug: Key
     question_id: Key
     answer_text: AnswerText
-    learning_outcome_id: Reference = Field(
+    learning_outcome_id: Key | None = Field(
         None, description="the web app's own reference; stored, not interpreted"
-    )  # type: ignore[assignment]
-    content_id: Reference = Field(None, description="the web app's own reference; stored, not interpreted")  # type: ignore[assignment]
-    answer_metadata: dict[str, Any] | SkipJsonSchema[None] = Field(
+    )
+    content_id: Key | None = Field(None, description="the web app's own reference; stored, not interpreted")
+    answer_metadata: dict[str, Any] | None = Field(
         None, description="anything that describes the answer, at most 16 KiB of JSON"
     )
 

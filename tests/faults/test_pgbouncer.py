@@ -7,11 +7,13 @@ import json
 import shutil
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
+import httpx
 import pytest
 from sqlalchemy.engine import make_url
 
-from producers import Producer
+from producers import Producer, open_producer
 from storage import submit_responses
 from tests.commands.conftest import Commands
 from tests.databases import USER_IDS
@@ -20,6 +22,7 @@ from tests.faults.conftest import PROGRAMS, needed, restart
 from tests.faults.pgbouncer import POOL_SIZE, PROGRAM, pgbouncer
 from tests.faults.students import submitting
 from tests.producers.waiting import eventually
+from tests.web.host import Host, host_app
 
 if TYPE_CHECKING:
     import random
@@ -209,3 +212,41 @@ async def test_a_killed_pgbouncer_and_cut_connections_lose_nothing(
     assert (await site.counters())["attempts"] == 0
     for worker in workers:
         await worker.stopped()
+
+
+async def test_the_router_behind_pgbouncer(site: Site, bounced_url: str) -> None:
+    """More students than connections, who keep drafts, submit each answer twice, read and claim, all at once."""
+    settings = site.settings(database_url=bounced_url, pgbouncer=True)
+    engine = settings.engine()
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(engine.dispose)
+        producer = await stack.enter_async_context(open_producer(settings, engine=engine))
+        transport = httpx.ASGITransport(host_app(Host(engine=engine, producer=producer)))
+        client = await stack.enter_async_context(
+            httpx.AsyncClient(transport=transport, base_url="http://host/assessment")
+        )
+
+        async def student(number: int) -> None:
+            headers = {"x-token": f"student {number}"}
+            for attempt in range(5):
+                key = str(uuid4())
+                draft = {"answer_text": "It tur", "submission_key": key}
+                body = {"module_slug": MODULE, "question_id": f"q{attempt}", "answer_text": "It turns."}
+                path = f"/drafts/{MODULE}/q{attempt}"
+                assert (await client.put(path, json=draft, headers=headers)).status_code == 200
+                assert (await client.get(path, headers=headers)).json()["submission_key"] == key
+                replies = [
+                    await client.post("/responses", json=body, headers=headers | {"Idempotency-Key": key})
+                    for _ in range(2)
+                ]
+                assert replies[0].status_code == 201
+                assert replies[0].content == replies[1].content
+                assert (await client.get(path, headers=headers)).status_code == 404
+            listed = (await client.get("/responses", headers=headers)).json()["items"]
+            assert len(listed) == 5
+            user = {"x-user": str(number % 20 + 1), "x-held": headers["x-token"]}
+            assert (await client.post("/claims", json={}, headers=user)).status_code == 202
+
+        await asyncio.gather(*(student(number) for number in range(STUDENTS)))
+
+    assert await site.sql("SELECT count(*) FROM assessment_responses") == [(STUDENTS * 5,)]

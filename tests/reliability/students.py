@@ -238,6 +238,7 @@ class Students(Machine):
         claims = {key: row for key, row in self.before.claims.items() if getattr(row, name) != value}
         assert erased == {
             "assessment_claims": len(self.before.claims) - len(claims),
+            "assessment_drafts": 0,
             "scoring_handoffs": sum(key in gone for key in self.handoffs),
             "assessment_scores": len(self.before.scores) - len(scores),
             "assessment_responses": len(gone),

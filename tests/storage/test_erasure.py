@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import text
@@ -11,6 +12,7 @@ from storage import (
     StorageUnavailableError,
     claim_assessment_responses,
     erasure,
+    save_draft,
     submit_responses,
 )
 from storage.claims import apply_claim, request_claim
@@ -20,6 +22,7 @@ from storage.roles import grant_roles
 from storage.settlements import settle_handoffs
 from storage.verification import verify_settlement
 from tests.factories import (
+    MODULE,
     bury,
     count,
     handoff_of,
@@ -38,11 +41,18 @@ if TYPE_CHECKING:
     from sqlalchemy import TextClause
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-TABLES = ("assessment_claims", "scoring_handoffs", "assessment_scores", "assessment_responses")
+TABLES = (
+    "assessment_claims",
+    "assessment_drafts",
+    "scoring_handoffs",
+    "assessment_scores",
+    "assessment_responses",
+)
 NOTHING = dict.fromkeys(TABLES, 0)
 # What a student of these tests leaves: see student().
 EVERYTHING = {
     "assessment_claims": 0,
+    "assessment_drafts": 1,
     "scoring_handoffs": 5,
     "assessment_scores": 2,
     "assessment_responses": 5,
@@ -64,7 +74,14 @@ async def scored(conn: AsyncConnection, response_id: int, *, model_id: str = "te
 
 
 async def student(conn: AsyncConnection, **owner: Any) -> list[int]:
-    """One who has answers that wait, are scored (twice, and asked for again), leased, dead and unpublished."""
+    """One who has answers that wait, are scored (twice, and asked for again), leased, dead and unpublished, and a draft."""
+    draft: dict[str, Any] = {
+        "question_id": "draft",
+        "answer_text": "It tur",
+        "module_slug": MODULE,
+        "submission_key": uuid4(),
+    }
+    await save_draft(conn, **(owner or {"user_id": 1}), **draft)
     await publish(conn, rubric="old")
     rows = await submit_responses(conn, [submission(**owner)] * 4 + [submission(question_id="new", **owner)])
     twice, leased, dead, *_ = ids = [row["response_id"] for row in rows]
@@ -157,6 +174,7 @@ async def test_an_owner_must_be_named(conn: AsyncConnection, owner: dict[str, An
     "statement",
     [
         erasure._FORGET_CLAIMS,
+        erasure._FORGET_DRAFTS,
         erasure._OWNED,
         erasure._FORGET_HANDOFFS,
         erasure._FORGET_SCORES,

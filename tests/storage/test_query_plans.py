@@ -17,9 +17,13 @@ from sqlalchemy import event, text
 from storage import (
     claim_assessment_responses,
     create_engine,
+    discard_draft,
+    get_draft,
+    get_response,
     get_responses,
     get_responses_for_question,
     get_scores,
+    save_draft,
 )
 from storage.claims import requested_claims
 from storage.dead import dismiss_dead, list_dead, rescore_responses, retry_dead
@@ -80,6 +84,10 @@ FILL = """
         SELECT 'claimed ' || n, 1 + n % 4000, now(), 1, 0 FROM generate_series(1, 20000) AS n;
     INSERT INTO assessment_claims (anonymous_token, user_id)
         SELECT 'token ' || n, 1 FROM generate_series(1, 5) AS n;
+    INSERT INTO assessment_drafts (user_id, anonymous_token, module_slug, question_id, answer_text, submission_key)
+        SELECT CASE WHEN n % 2 = 0 THEN 1 + n / 2 % 4000 END, CASE WHEN n % 2 = 1 THEN 'token ' || n / 2 % 4000 END,
+            'm1', 'q' || n / 8000, 'A draft of some length.', gen_random_uuid()
+        FROM generate_series(0, 19999) AS n;
     ANALYZE;
 """
 NOT_OURS = "/* a test's own question */"
@@ -93,6 +101,7 @@ LARGE = frozenset(
         "assessment_responses",
         "assessment_scores",
         "assessment_claims",
+        "assessment_drafts",
         "scoring_handoffs",
     }
 )
@@ -221,6 +230,10 @@ CURRENT_SCORE = "ix_assessment_scores_response"
 CURRENT_QUESTION = "ix_assessment_questions_current"
 SUSPECT = "ix_scoring_handoffs_suspect"
 CLAIM = "assessment_claims_pkey"
+DRAFTS_OF_USER = "ix_assessment_drafts_user"
+DRAFTS_OF_TOKEN = "ix_assessment_drafts_token"
+KEY = "uq_assessment_responses_submission_key"
+DRAFT: dict[str, Any] = {"module_slug": "m1", "question_id": "q1"}
 CLAIMS_REQUESTED = "ix_assessment_claims_requested"
 SCORE = "assessment_scores_pkey"
 NEWS: dict[str, Any] = {
@@ -259,11 +272,22 @@ HOT: dict[str, tuple[Any, set[str]]] = {
         partial(get_responses_for_question, anonymous_token="token 7", question_id="q12"),
         {RESPONSES_OF_TOKEN, HANDOFF_OF_RESPONSE, CURRENT_SCORE},
     ),
+    "response with its scores": (
+        partial(get_response, user_id=7, response_id=13),
+        {RESPONSES_OF_USER, HANDOFF_OF_RESPONSE, CURRENT_SCORE},
+    ),
+    "save a draft": (
+        partial(save_draft, user_id=7, answer_text="a", submission_key=uuid4(), **DRAFT),
+        {KEY},
+    ),
+    "draft of a user": (partial(get_draft, user_id=7, **DRAFT), {DRAFTS_OF_USER, KEY}),
+    "draft of a token": (partial(get_draft, anonymous_token="token 7", **DRAFT), {DRAFTS_OF_TOKEN, KEY}),
+    "discard a draft": (partial(discard_draft, user_id=7, **DRAFT), {DRAFTS_OF_USER}),
     "scores of a response": (partial(get_scores, user_id=7, response_id=13), {CURRENT_SCORE}),
     "submit": (submit, {CURRENT_QUESTION}),
     "submit again": (
         repeat,
-        {CURRENT_QUESTION, "uq_assessment_responses_submission_key", "ix_assessment_claims_token"},
+        {CURRENT_QUESTION, KEY, "ix_assessment_claims_token"},
     ),
     "publish": (publish, {CURRENT_QUESTION, UNPUBLISHED, HANDOFF}),
     "lease by ids": (
@@ -282,7 +306,14 @@ HOT: dict[str, tuple[Any, set[str]]] = {
     "claims that wait": (requested_claims, {CLAIMS_REQUESTED}),
     "claim": (
         partial(claim_assessment_responses, anonymous_token="token 8", user_id=9),
-        {CLAIMS_REQUESTED, RESPONSES_OF_TOKEN, RESPONSES_TO_QUESTION, RESPONSE},
+        {
+            CLAIMS_REQUESTED,
+            RESPONSES_OF_TOKEN,
+            RESPONSES_TO_QUESTION,
+            RESPONSE,
+            DRAFTS_OF_TOKEN,
+            DRAFTS_OF_USER,
+        },
     ),
     "feed: where to begin": (read_marks, {RESPONSE, SCORE, HANDOFF, CLAIM}),
     "feed: news": (

@@ -6,6 +6,7 @@ import pytest
 
 from storage import (
     InvalidInputError,
+    get_response,
     get_responses,
     get_responses_for_question,
     get_scores,
@@ -159,6 +160,8 @@ async def test_the_current_score_is_the_newest(conn: AsyncConnection) -> None:
         "prompt_version": "test-1",
         "question_digest": second_digest,
         "picked_up_at": None,  # it was never leased
+        "scale_min": 1.0,
+        "scale_max": 5.0,
     }
     # What the student was asked does not change with the score.
     assert finally_["question_digest"] == first_digest
@@ -208,3 +211,39 @@ async def test_a_number_beyond_every_id_is_refused(conn: AsyncConnection) -> Non
         await get_responses(conn, before_response_id=2**64, user_id=1)
     with pytest.raises(InvalidInputError):
         await get_responses(conn, module_slug="\ud83d", user_id=1)
+
+
+@pytest.mark.parametrize("owner", OWNERS)
+async def test_one_response_is_read_with_all_its_scores(conn: AsyncConnection, owner: dict[str, Any]) -> None:
+    """It is the row of the list, and beside it every score, the current one first."""
+    await publish(conn, scale_max=10.0)
+    response_id = (await submit(conn, **owner))["response_id"]
+    waiting = await get_response(conn, response_id=response_id, **owner)
+    first = await score(conn, response_id, 2.0)
+    await publish(conn, rubric="second")
+    await rescore_responses(conn, response_ids=[response_id])
+    again = await get_response(conn, response_id=response_id, **owner)
+    second = await score(conn, response_id, 3.0)
+
+    read = await get_response(conn, response_id=response_id, **owner)
+    [listed] = await get_responses(conn, **owner)
+
+    assert waiting is not None
+    assert (waiting["scoring_state"], waiting["score"], waiting["scores"]) == ("waiting", None, [])
+    assert again is not None
+    assert (again["scoring_state"], [row["score_id"] for row in again["scores"]]) == ("waiting", [first])
+    assert read is not None
+    scores = read.pop("scores")
+    assert read == listed
+    assert [(row["score_id"], row["scale_max"]) for row in scores] == [(second, 5.0), (first, 10.0)]
+    assert scores[0] == read["score"]
+
+
+async def test_nobody_reads_the_response_of_somebody_else(conn: AsyncConnection) -> None:
+    """It looks as if it did not exist."""
+    users = (await submit(conn, user_id=6))["response_id"]
+    anonymous = (await submit(conn, anonymous_token="six"))["response_id"]
+
+    for owner in ({"user_id": 5}, {"anonymous_token": "five"}):
+        for response_id in (users, anonymous, 2**62):
+            assert await get_response(conn, response_id=response_id, **owner) is None

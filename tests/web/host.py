@@ -43,19 +43,16 @@ def held_token(x_held: Annotated[str | None, Header(include_in_schema=False)] = 
     return x_held
 
 
-def host_router(host: Host, **changes: Any) -> APIRouter:
+def host_router(host: Host | None = None, **changes: Any) -> APIRouter:
     """The router, with the dependencies of this host."""
-    given: dict[str, Any] = {
-        "identity": current_identity,
-        "may_claim": held_token,
-        "producer": lambda: host.producer,
-        "engine": lambda: host.engine,
-    }
+    given: dict[str, Any] = {"identity": current_identity, "may_claim": held_token}
+    if host is not None:
+        given |= {"producer": lambda: host.producer, "engine": lambda: host.engine}
     return create_router(**(given | changes))
 
 
-def host_app(host: Host, **changes: Any) -> FastAPI:
+def host_app(host: Host | None = None, *, lifespan: Any = None, **changes: Any) -> FastAPI:
     """The app."""
-    app = FastAPI(title="Host")
+    app = FastAPI(title="Host", lifespan=lifespan)
     app.include_router(host_router(host, **changes), prefix="/assessment")
     return app
