@@ -14,10 +14,8 @@ import uvicorn
 from fastapi import FastAPI, Request
 from sqlalchemy import event
 
-from producers.feed import FeedSettings
-from producers.web.events import StreamSettings, events_router
+from producers.web import EventStreams, Identity, StreamSettings, create_router
 from storage import create_engine
-from storage.validation import Owner
 
 FILES = 8192
 
@@ -40,8 +38,11 @@ def make_app(database_url: str) -> FastAPI:
 
     app = FastAPI()
 
-    async def identity(request: Request) -> Owner:
-        return Owner(int(request.headers["x-user"]), None)
+    async def identity(request: Request) -> Identity:
+        return Identity(user_id=int(request.headers["x-user"]))
+
+    async def nothing() -> None:
+        """No answer is submitted to this process, and nothing is claimed."""
 
     async def get_engine() -> Any:
         return engine
@@ -54,8 +55,12 @@ def make_app(database_url: str) -> FastAPI:
             "statements": statements,
         }
 
-    settings = StreamSettings(max_stream_seconds=3600, feed=FeedSettings())
-    app.include_router(events_router(identity=identity, engine=get_engine, settings=settings))
+    streams = EventStreams(StreamSettings(max_stream_seconds=3600))
+    app.include_router(
+        create_router(
+            identity=identity, may_claim=nothing, producer=nothing, engine=get_engine, streams=streams
+        )
+    )
     return app
 
 

@@ -254,7 +254,12 @@ class Feed:
             group.watched.pop(row["response_id"], None)
         else:
             group.watched[row["response_id"]] = row["state"]
-        data = shown(row)
+        try:
+            data = shown(row)
+        except TypeError:
+            # One that cannot be shown must not keep all the others from being told.
+            logger.warning("A score cannot be shown.", extra={"response_id": row["response_id"]})
+            return
         for listener in listeners:
             listener.offer(row["response_id"], data)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass, field
+from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 # A transaction id of PostgreSQL, with its epoch.
 _MAX_CURSOR = 2**63 - 1
 _MAX_DIGITS = 19
+# None of server-sent events, which readers written with a general way of splitting lines take for some nevertheless.
+_LINE_ENDS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
 
 
 def parse_cursor(given: str | None) -> int | None:
@@ -26,7 +29,11 @@ def parse_cursor(given: str | None) -> int | None:
 
 
 def shown(row: Mapping[str, Any]) -> str:
-    """What a student is told about an answer, as JSON on one line."""
+    """What a student is told about an answer, as JSON on one line.
+
+    Raises:
+        TypeError: What the scorer has left is no score.
+    """
     score = None
     if row["score_id"] is not None:
         data = row["score_data"]
@@ -35,12 +42,12 @@ def shown(row: Mapping[str, Any]) -> str:
             "overall_score": data.get("overall_score"),
             "scale_min": row["scale_min"],
             "scale_max": row["scale_max"],
-            "reasoning": data.get("reasoning"),
-            "dimensions": data.get("dimensions", []),
+            "reasoning": data.get("reasoning") or "",
+            "dimensions": [{"note": "", **dimension} for dimension in data.get("dimensions") or []],
             "model_id": row["model_id"],
-            "created_at": row["scored_at"].isoformat(),
+            "created_at": row["scored_at"].astimezone(UTC).isoformat().replace("+00:00", "Z"),
         }
-    return json.dumps(
+    line = json.dumps(
         {
             "id": row["response_id"],
             "module_slug": row["module_slug"],
@@ -51,6 +58,7 @@ def shown(row: Mapping[str, Any]) -> str:
         ensure_ascii=False,
         separators=(",", ":"),
     )
+    return line.translate(_LINE_ENDS)
 
 
 class Listener:

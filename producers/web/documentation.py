@@ -59,6 +59,24 @@ _PROBLEMS: dict[str, tuple[str, ProblemError]] = {
             errors=[("Content-Type", "expected application/json")],
         ),
     ),
+    "too_many_streams": (
+        "This student follows his answers in too many places.",
+        ProblemError(
+            429,
+            "So many streams are open already that this process opens no other.",
+            kind="too-many-streams",
+            headers={"Retry-After": "30"},
+        ),
+    ),
+    "too_many_streams_here": (
+        "This process has too many streams open, or stops.",
+        ProblemError(
+            503,
+            "So many streams are open already that this process opens no other.",
+            kind="too-many-streams",
+            headers={"Retry-After": "30"},
+        ),
+    ),
     "invalid": ("A rule is broken.", invalid(("answer_text", "must not be empty or blank"))),
     "key_used": ("The key was used for another answer.", key_used()),
     "unavailable": (

@@ -6,49 +6,36 @@ gone, takes nothing for too long, has listened for ``max_stream_seconds`` (so th
 the server stops.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import random
 import signal
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from http import HTTPStatus
+from typing import Annotated, Any
 from weakref import WeakKeyDictionary
 
 from fastapi import APIRouter, Depends, Header
-from starlette.responses import JSONResponse, Response
+from pydantic.json_schema import SkipJsonSchema
+from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from producers.errors import ProducerClosedError, TooManyListenersError
-from producers.feed import Feed, FeedSettings, parse_cursor
-from storage.errors import InvalidInputError
-from storage.validation import checked_owner
+from producers.feed import Feed, FeedSettings, Listener, parse_cursor
+from producers.web.documentation import problems
+from producers.web.host import Host
+from producers.web.identity import Identity
+from producers.web.problems import ProblemError
+from storage.validation import Owner, checked_owner
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from sqlalchemy.ext.asyncio import AsyncEngine
-    from starlette.types import Receive, Scope, Send
-
-    from producers.feed import Listener
-    from storage.validation import Owner
-
+MEDIA_TYPE = "text/event-stream"
+# Whoever was refused comes back so much later, seconds.
+_FULL_SECONDS = 30
 # How often it is looked whether the server stops.
 _STOP_SECONDS = 0.5
 # Streams that began together shall not all come back together.
 _SPREAD = 0.2
-
-
-class Caller(Protocol):
-    """Who asks: exactly one of the two is set."""
-
-    @property
-    def user_id(self) -> int | None:
-        """The signed-in student."""
-
-    @property
-    def anonymous_token(self) -> str | None:
-        """The anonymous student's secret."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +68,20 @@ def _server_stops() -> bool:
     return bool(getattr(server, "should_exit", False))
 
 
-def _problem(status: int, title: str, detail: str, *, retry_seconds: int | None = None) -> Response:
-    return JSONResponse(
-        {"type": "about:blank", "title": title, "status": status, "detail": detail, "errors": []},
-        status,
-        {"Cache-Control": "no-store"}
-        | ({} if retry_seconds is None else {"Retry-After": str(retry_seconds)}),
-        "application/problem+json",
+def _too_many(exc: TooManyListenersError) -> ProblemError:
+    return ProblemError(
+        HTTPStatus.TOO_MANY_REQUESTS if exc.is_owners else HTTPStatus.SERVICE_UNAVAILABLE,
+        str(exc),
+        kind="too-many-streams",
+        headers={"Retry-After": str(_FULL_SECONDS), "Cache-Control": "no-store"},
+    )
+
+
+def _stops() -> ProblemError:
+    return ProblemError(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "This server stops; another one will answer.",
+        headers={"Retry-After": "1", "Cache-Control": "no-store"},
     )
 
 
@@ -135,10 +129,54 @@ class EventStreams:
         await asyncio.gather(*(feed.close() for feed in self._feeds.values()))
 
 
+# As OpenAPI 3.2 describes each event of a stream. The data are those of a response, without its text.
+_EVENT_SCHEMA: dict[str, Any] = {
+    "title": "AssessmentEvent",
+    "type": "object",
+    "properties": {
+        "event": {"type": "string", "const": "response"},
+        "id": {"type": "string", "description": "for Last-Event-ID"},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {
+                "type": "object",
+                "required": ["id", "module_slug", "question_id", "state", "score"],
+                "properties": {
+                    "id": {"type": "integer"},
+                    "module_slug": {"type": "string"},
+                    "question_id": {"type": "string"},
+                    "state": {
+                        "type": "string",
+                        "enum": ["waiting", "unpublished", "scoring", "scored", "failed"],
+                    },
+                    "score": {"type": ["object", "null"]},
+                },
+            },
+        },
+        "retry": {"type": "integer", "minimum": 0},
+    },
+}
+_EXAMPLE = (
+    'event: response\ndata: {"id":42,"module_slug":"photosynthesis","question_id":"why-leaves-are-green",'
+    '"state":"waiting","score":null}\nid: 7312\n\n'
+)
+_DESCRIBED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {
+            MEDIA_TYPE: {
+                "itemSchema": _EVENT_SCHEMA,
+                "examples": {"waiting": {"summary": "An answer waits.", "value": _EXAMPLE}},
+            }
+        }
+    }
+}
+
+
 class _Stream(Response):
     """One stream. It listens from when it is sent until it is not sent any more, whatever ends it."""
 
-    media_type = "text/event-stream"
+    media_type = MEDIA_TYPE
 
     def __init__(self, streams: EventStreams, engine: AsyncEngine, owner: Owner, cursor: int | None) -> None:
         self.status_code = 200
@@ -158,14 +196,10 @@ class _Stream(Response):
         try:
             feed, listener = self._streams.listen(self._engine, self._owner, self._cursor)
         except TooManyListenersError as exc:
-            status, title = (
-                (429, "Too many streams of this student") if exc.is_owners else (503, "Too many streams")
-            )
-            await _problem(status, title, str(exc), retry_seconds=30)(scope, receive, send)
+            await _too_many(exc).response()(scope, receive, send)
             return
         except ProducerClosedError:
-            detail = "The server stops; another one will answer."
-            await _problem(503, "Stopping", detail, retry_seconds=1)(scope, receive, send)
+            await _stops().response()(scope, receive, send)
             return
         gone = asyncio.create_task(_end_when_gone(listener, receive))
         try:
@@ -221,56 +255,33 @@ def _encoded(events: list[str], cursor: int | None) -> bytes:
     return b"".join(event + b"\n" for event in first) + last + _position(cursor) + b"\n"
 
 
-def events_router(
-    *,
-    identity: Callable[..., Any],
-    engine: Callable[..., Any],
-    settings: StreamSettings | None = None,
-    streams: EventStreams | None = None,
-) -> APIRouter:
-    """Make the router with ``GET /events``.
+def add_events(router: APIRouter, host: Host, streams: EventStreams) -> None:
+    """Add the route.
+
+    What the host's dependencies open, they hold for as long as a stream, unless they are of FastAPI's scope
+    ``function``.
 
     Args:
-        identity: Dependency that says who asks: something with ``user_id`` and ``anonymous_token``. What it depends on
-            lives as long as the stream, unless it is of the scope ``function``: let it hold no connection.
-        engine: Dependency that gives the web app's own engine.
-        settings: See :class:`StreamSettings`.
-        streams: Where the host wants to close them itself.
-
-    Returns:
-        The router.
+        router: Where to.
+        host: What the host app gives.
+        streams: All streams of this router.
     """
-    opened = streams or EventStreams(settings)
-    router = APIRouter()
 
-    # The annotations name arguments of this function, so they cannot be looked up by name later.
-    async def events(caller: Any, asked: Any, last_event_id: Any = None) -> Response:
-        try:
-            owner = checked_owner(caller.user_id, caller.anonymous_token)
-        except InvalidInputError:
-            return _problem(401, "Unknown caller", "Sign in, or take an anonymous token first.")
-        return _Stream(opened, asked, owner, parse_cursor(last_event_id))
-
-    events.__annotations__ = {
-        "caller": Annotated[Any, Depends(identity, scope="function")],
-        "asked": Annotated[Any, Depends(engine, scope="function")],
-        "last_event_id": Annotated[str | None, Header(description="Where an earlier stream was interrupted")],
-    }
-    router.add_api_route(
+    @router.get(
         "/events",
-        events,
-        methods=["GET"],
-        response_class=Response,
-        response_model=None,
+        operation_id="follow_responses",
         summary="Follow one's own answers",
-        description="Server-sent events: each is the state of one answer, and receiving one twice changes nothing.",
-        responses={
-            200: {
-                "content": {"text/event-stream": {"schema": {"type": "string"}}},
-                "description": "A stream.",
-            },
-            429: {"description": "This student has too many streams open."},
-            503: {"description": "This process has too many streams open, or stops."},
-        },
+        response_class=Response,  # of no type: else the document would call the whole stream a text
+        response_description="Server-sent events, each the state of one answer; receiving one twice changes nothing.",
+        responses=_DESCRIBED | problems("too_many_streams", "too_many_streams_here"),
     )
-    return router
+    async def follow(
+        caller: Annotated[Identity, Depends(host.identity, scope="function")],
+        engine: Annotated[AsyncEngine, Depends(host.engine, scope="function")],
+        last_event_id: Annotated[
+            str | SkipJsonSchema[None], Header(description="where an earlier stream was interrupted")
+        ] = None,
+    ) -> Response:
+        """Tell how the caller's answers stand, and then whatever becomes of them."""
+        owner = checked_owner(caller.user_id, caller.anonymous_token)
+        return _Stream(streams, engine, owner, parse_cursor(last_event_id))

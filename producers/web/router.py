@@ -10,6 +10,7 @@ from producers.web.answers import add_answers
 from producers.web.bodies import guarded_route, max_body_bytes
 from producers.web.claims import add_claims
 from producers.web.drafts import add_drafts
+from producers.web.events import EventStreams, add_events
 from producers.web.host import Host
 from storage.limits import max_answer_chars as configured_max_answer_chars
 
@@ -24,6 +25,7 @@ def create_router(
     producer: Callable[..., Any],
     engine: Callable[..., Any],
     max_answer_chars: int | None = None,
+    streams: EventStreams | None = None,
 ) -> APIRouter:
     """Make the router; ``app.include_router(router, prefix="/assessment")`` mounts it.
 
@@ -40,9 +42,11 @@ def create_router(
         engine: Dependency that returns the host's ``AsyncEngine`` on asyncpg, for reads and drafts.
         max_answer_chars: Longest accepted answer, characters; by default ``SCORING_MAX_ANSWER_CHARS``, as for the
             producer.
+        streams: How ``GET /events`` behaves; give one to close its streams yourself. By default one with default
+            settings.
 
     Returns:
-        The router. It keeps no state: make as many as you like.
+        The router. It keeps no state but the streams that are open: make as many as you like.
     """
     max_chars = max_answer_chars or configured_max_answer_chars()
     host = Host(identity, may_claim, producer, engine, max_chars)
@@ -50,4 +54,5 @@ def create_router(
     add_answers(router, host)
     add_claims(router, host)
     add_drafts(router, host)
+    add_events(router, host, streams or EventStreams())
     return router

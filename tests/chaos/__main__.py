@@ -130,7 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.seed is None:
         options.seed = secrets.randbelow(10**6)
-    # Told to stop is told to stop: everything is cleaned up as after Ctrl-C.
+    # Told to stop is told to stop: everything is cleaned up as after Ctrl-C. So it is where a shell has started us in the
+    # background, and had SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     screen.print(f"Seed {options.seed}. {settings_line()}")
     try:

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from producers.feed import FeedSettings
-from producers.web.events import StreamSettings
+from producers.web import StreamSettings
 from storage import create_engine
 from storage.settlements import settle_handoffs
 from tests.factories import handoff_of, settlement, submit

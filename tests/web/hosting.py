@@ -5,35 +5,22 @@ from __future__ import annotations
 import argparse
 import os
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 
-from producers.feed import FeedSettings
-from producers.web.events import EventStreams, StreamSettings, events_router
+from producers.web import EventStreams, FeedSettings, StreamSettings, create_router
 from storage import create_engine
+from tests.web.host import current_identity
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
-@dataclass(frozen=True)
-class Identity:
-    user_id: int | None = None
-    anonymous_token: str | None = None
-
-
-async def current_identity(request: Request) -> Identity:
-    """Who asks, as a header says; real web apps ask a session."""
-    user, token = request.headers.get("x-user"), request.headers.get("x-token")
-    return Identity(user_id=None if user is None else int(user), anonymous_token=token)
-
-
-def make_app(database_url: str, settings: StreamSettings, *, pool_size: int = 5) -> FastAPI:
+def make_app(database_url: str, settings: StreamSettings, **changes: Any) -> FastAPI:
     """The app; its state holds ``engine`` and ``streams``."""
-    engine = create_engine(database_url, pool_size=pool_size)
+    engine = create_engine(database_url)
     streams = EventStreams(settings)
 
     @asynccontextmanager
@@ -45,12 +32,13 @@ def make_app(database_url: str, settings: StreamSettings, *, pool_size: int = 5)
     app = FastAPI(lifespan=lifespan)
     app.state.engine, app.state.streams = engine, streams
 
-    def get_engine() -> object:
-        return engine
-
-    app.include_router(
-        events_router(identity=current_identity, engine=get_engine, streams=streams), prefix="/assessment"
-    )
+    given: dict[str, Any] = {
+        "identity": current_identity,
+        "may_claim": lambda: None,
+        "producer": lambda: None,
+        "engine": lambda: engine,
+    }
+    app.include_router(create_router(**(given | changes), streams=streams), prefix="/assessment")
     return app
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from producers import ProducerSettings, open_producer
+from producers.web import EventStreams, StreamSettings
 from tests.web.host import Host, host_app
 
 if TYPE_CHECKING:
@@ -29,7 +30,14 @@ def served_app(settings: ProducerSettings) -> FastAPI:
             yield
         await engine.dispose()
 
-    return host_app(producer=lambda: hosts[0].producer, engine=lambda: hosts[0].engine, lifespan=lifespan)
+    # So that whoever reads replies to their end gets there.
+    streams = EventStreams(StreamSettings(max_stream_seconds=0.1))
+    return host_app(
+        producer=lambda: hosts[0].producer,
+        engine=lambda: hosts[0].engine,
+        lifespan=lifespan,
+        streams=streams,
+    )
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ import uvicorn
 
 from demo.servers import free_port
 from producers.feed import FeedSettings
-from producers.web.events import StreamSettings
-from storage.settlements import settle_handoffs
+from producers.web import Identity, StreamSettings
+from storage.settlements import Settlement, settle_handoffs
 from tests.factories import handoff_of, publish, settlement, submit, token
 from tests.producers.waiting import PATIENCE_SECONDS, eventually
 from tests.races import committed
@@ -117,9 +117,11 @@ class Host:
 
 
 @asynccontextmanager
-async def hosting(database_url: str, settings: StreamSettings | None = None) -> AsyncIterator[Host]:
+async def hosting(
+    database_url: str, settings: StreamSettings | None = None, **changes: Any
+) -> AsyncIterator[Host]:
     """Run the web app in this loop, on a real socket."""
-    app = make_app(database_url, settings or StreamSettings(feed=QUICK))
+    app = make_app(database_url, settings or StreamSettings(feed=QUICK), **changes)
     # Signals belong to the test run.
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="on"))
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
@@ -272,6 +274,7 @@ async def test_too_many_streams_are_refused(engine: AsyncEngine, database_url: s
             async with host.stream() as refused:
                 problem = json.loads(await refused.response.aread())
                 assert (refused.response.status_code, problem["status"]) == (429, 429)
+                assert problem["type"] == "urn:assessment-scoring:too-many-streams"
                 assert refused.response.headers["content-type"] == "application/problem+json"
                 assert refused.response.headers["retry-after"] == "30"
             async with host.stream(x_user="2") as second:
@@ -283,14 +286,55 @@ async def test_too_many_streams_are_refused(engine: AsyncEngine, database_url: s
             await again.until_told()
 
 
-@pytest.mark.parametrize(
-    "headers", [{"x_other": "1"}, {"x_user": "1", "x_token": "t"}, {"x_token": "t" * 5000}]
-)
-async def test_who_is_nobody_is_refused(engine: AsyncEngine, host: Host, headers: dict[str, str]) -> None:
-    """Neither identity, both, or one that cannot be: there is nobody whose answers could be told."""
+@pytest.mark.parametrize(("headers", "status"), [({"x_other": "1"}, 401), ({"x_token": "t" * 5000}, 422)])
+async def test_who_is_nobody_is_refused(
+    engine: AsyncEngine, host: Host, headers: dict[str, str], status: int
+) -> None:
+    """There is nobody whose answers could be told; and the reply does not repeat what was given."""
     async with host.stream(**headers) as stream:
-        assert stream.response.status_code == 401
+        assert stream.response.status_code == status
         assert "tttt" not in (await stream.response.aread()).decode()
+
+
+async def test_an_event_shows_a_score_as_the_list_does(engine: AsyncEngine, host: Host) -> None:
+    """A page may put one in the place of the other."""
+    await committed(engine, publish)
+    answer = (await committed(engine, submit))["response_id"]
+    data = {
+        "overall_score": 4,
+        "reasoning": "Line\none \u2028 \U0001f331",
+        "dimensions": [{"name": "a", "score": 1.5}, {"name": "b", "score": 2, "note": "n"}],
+    }
+
+    async def score(conn: AsyncConnection) -> None:
+        handoff = await handoff_of(conn, answer)
+        assert handoff is not None
+        assert await settle_handoffs(conn, [Settlement(handoff["handoff_id"], "m", "p", data)])
+
+    await committed(engine, score)
+    listed = await host.client.get(host.url.replace("/events", "/responses"), headers={"x-user": "1"})
+    async with host.stream() as stream:
+        event = await stream.event()
+
+    [row] = listed.json()["items"]
+    assert event == {name: row[name] for name in event}
+    assert event.keys() == row.keys() - {"answer_text", "created_at"}
+
+
+async def test_a_dependency_of_the_host_holds_nothing_while_a_stream_is_open(
+    engine: AsyncEngine, database_url: str
+) -> None:
+    """What it opened to find out who calls is closed before the stream begins."""
+    open_sessions: list[int] = []
+
+    async def identity() -> AsyncIterator[Identity]:
+        open_sessions.append(1)
+        yield Identity(user_id=1)
+        open_sessions.pop()
+
+    async with hosting(database_url, identity=identity) as host, host.stream() as stream:
+        await stream.until_told()
+        assert open_sessions == []
 
 
 @pytest.mark.processes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import text
@@ -15,7 +15,7 @@ from storage.claims import apply_claim, request_claim
 from storage.dead import rescore_responses, retry_dead
 from storage.erasure import erase_responses
 from storage.responses import get_responses
-from storage.settlements import settle_handoffs
+from storage.settlements import Settlement, settle_handoffs
 from storage.validation import Owner
 from tests.factories import bury, handoff_of, lease, publish, settlement, submit, token
 from tests.producers.waiting import eventually
@@ -315,3 +315,19 @@ async def test_a_reader_that_is_cancelled_leaves_nothing(engine: AsyncEngine) ->
         await committed(engine, publish)
         answer = await submitted(engine)
         await shows(page, listener, {answer: "waiting"})
+
+
+@pytest.mark.parametrize("data", [{"overall_score": 1, "dimensions": [1]}, {"dimensions": 5}])
+async def test_what_cannot_be_shown_holds_up_nobody(engine: AsyncEngine, data: dict[str, Any]) -> None:
+    """A score that is none is left out, and everybody else is told as before."""
+    await committed(engine, publish)
+    answer = await submitted(engine)
+    handoff = await committed(engine, partial(handoff_of, response_id=answer))
+    assert handoff is not None
+    broken = Settlement(handoff["handoff_id"], "m", "p", data)
+    page = Page()
+    async with feeding(engine) as feed, listening(feed, page) as listener:
+        await committed(engine, lambda conn: settle_handoffs(conn, [broken]))
+        later = await submitted(engine)
+        await shows(page, listener, {later: "waiting"})
+    assert page.state(answer) == "waiting"

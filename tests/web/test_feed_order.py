@@ -67,6 +67,13 @@ async def old_answer(engine: AsyncEngine, **changes: Any) -> int:
     return answer
 
 
+@pytest.fixture
+def _doubting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first doubt does not end: what is told was found by its id."""
+    monkeypatch.setattr(look, "SETTLING_SECONDS", 3600.0)
+
+
+@pytest.mark.usefixtures("_doubting")
 async def test_a_score_with_a_low_id_that_commits_late_is_told(engine: AsyncEngine) -> None:
     """Of an answer that nobody watches: the gap that its id leaves is looked at until it is filled."""
     await committed(engine, publish)
@@ -91,6 +98,7 @@ def _shows_score(page: Page, listener: Any, response_id: int, expected: float) -
     return page.score(response_id) == expected
 
 
+@pytest.mark.usefixtures("_doubting")
 async def test_an_answer_with_a_low_id_that_commits_late_is_told(engine: AsyncEngine) -> None:
     """Also when its transaction began before the feed did, and others passed it."""
     await committed(engine, publish)
@@ -129,20 +137,28 @@ async def test_what_ran_when_the_first_look_was_taken_is_told(
     assert early not in page.shown
 
 
-async def test_the_cursor_waits_for_a_transaction_that_runs(engine: AsyncEngine) -> None:
+async def test_the_cursor_waits_for_a_transaction_that_runs(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who comes back to another process, after others have gone on, is told what commits meanwhile."""
+    monkeypatch.setattr(look, "SETTLING_SECONDS", 0.0)
     await committed(engine, publish)
     old = await old_answer(engine)
     page = Page()
-    async with open_transaction(engine) as slow:
-        await rescore_responses(slow, response_ids=[old])
-        await settle(slow, old, 5.0)
-        async with feeding(engine) as feed, listening(feed, page) as listener:
+    async with feeding(engine) as feed, listening(feed, page) as listener:
+        first = page.cursor
+        await submitted(engine, user_id=2)
+        # No doubt is left that would hold it.
+        await eventually(lambda: listener.is_current and listener.cursor != first)
+        async with open_transaction(engine) as slow:
+            await rescore_responses(slow, response_ids=[old])
+            await settle(slow, old, 5.0)
             for _ in range(3):
                 later = await old_answer(engine)
                 await shows(page, listener, {later: "scored"})
             page.take(listener)
-        await slow.commit()
+            feed.leave(listener)
+            await slow.commit()
     assert page.score(old) == 1.0
 
     async with feeding(engine) as feed, listening(feed, page):

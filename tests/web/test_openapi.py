@@ -32,7 +32,9 @@ OPERATIONS = {
     "save_draft",
     "get_draft",
     "discard_draft",
+    "follow_responses",
 }
+STREAM = "text/event-stream"
 # Requests of each operation and phase: half a minute, and the same ones every time.
 EXAMPLES = 15
 
@@ -57,7 +59,7 @@ def test_every_route_says_what_it_takes_and_gives(document: dict[str, Any]) -> N
     schemas = document["components"]["schemas"]
 
     def has_example(content: dict[str, Any]) -> bool:
-        schema = content["schema"]
+        schema = content.get("schema", {})
         named = schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
         return bool(content.get("examples") or named.get("examples"))
 
@@ -70,7 +72,8 @@ def test_every_route_says_what_it_takes_and_gives(document: dict[str, Any]) -> N
         assert {"401", "422", "503"} <= set(operation["responses"])
         for status, reply in operation["responses"].items():
             assert reply["description"]
-            kind = PROBLEM if status >= "4" else "application/json"
+            found = STREAM if operation["operationId"] == "follow_responses" else "application/json"
+            kind = PROBLEM if status >= "4" else found
             assert set(reply.get("content", {})) == (set() if status == "204" else {kind})
             assert all(has_example(content) for content in reply.get("content", {}).values())
         assert "Retry-After" in operation["responses"]["503"]["headers"]
@@ -89,7 +92,7 @@ def test_every_example_is_valid(document: dict[str, Any]) -> None:
         for reply in operation["responses"].values():
             for content in reply.get("content", {}).values():
                 for example in content.get("examples", {}).values():
-                    check(content["schema"], example["value"])
+                    check(content.get("schema", {"type": "string"}), example["value"])
                     checked += 1
     for schema in schemas.values():
         for example in schema.get("examples", []):
