@@ -15,7 +15,6 @@ from demo.site.host import current_identity, get_engine, get_producer, token_to_
 from demo.site.visitors import Visitors
 from producers import open_producer
 from producers.web import create_router
-from producers.web.events import events_router
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -49,15 +48,16 @@ def create_site(settings: ProducerSettings, breakables: Sequence[Breakable]) -> 
     app.state.breakables = list(breakables)
     app.add_middleware(Guards)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)
-    answers = create_router(
-        identity=current_identity,
-        may_claim=token_to_claim,
-        producer=get_producer,
-        engine=get_engine,
-        max_answer_chars=settings.max_answer_chars,
+    app.include_router(
+        create_router(
+            identity=current_identity,
+            may_claim=token_to_claim,
+            producer=get_producer,
+            engine=get_engine,
+            max_answer_chars=settings.max_answer_chars,
+        ),
+        prefix="/assessment",
     )
-    answers.include_router(events_router(identity=current_identity, engine=get_engine))
-    app.include_router(answers, prefix="/assessment")
     app.include_router(routes.router)
     app.include_router(breaking.router)
     app.mount("/static", StaticFiles(directory=routes.STATIC))
