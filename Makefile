@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 .PHONY: help install demo screenshots servers test chaos bench lint format lock clean
 
 help: ## Show what can be made
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 install: $(STAMP) ## Create .venv and install what the lock names, checked by hash
 

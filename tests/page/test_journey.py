@@ -99,12 +99,15 @@ async def test_a_double_click_stores_one_answer(profile: BrowserContext) -> None
     """However often and however fast the button is pressed."""
     student = await Student.at(profile)
     await student.write(GOOD_ANSWER)
+    sent: list[str] = []
+    student.page.on("request", lambda request: sent.append(request.method))
 
     await student.page.evaluate("for (let i = 0; i < 5; i++) document.getElementById('submit').click()")
     await student.button.dblclick()
 
     await student.until_scored()
     assert len(await student.stored()) == 1
+    assert sent.count("POST") == 1
 
 
 async def test_what_students_write_is_shown_as_text(profile: BrowserContext) -> None:
