@@ -19,8 +19,11 @@ $(STAMP): requirements/dev.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: $(STAMP) ## Run the whole pipeline on this machine: servers, worker, a class of students
-	@$(BIN)/python -m demo
+demo: $(STAMP) ## Run the whole pipeline on this machine; SERVE=1 (and PORT=8000) for the student's page
+	@$(BIN)/python -m demo $(if $(SERVE),--serve) $(if $(PORT),--port $(PORT))
+
+screenshots: $(STAMP) ## Take the pictures of the student's page anew (needs Chromium)
+	@$(BIN)/python -m tests.page.screenshots
 
 screenshots: $(STAMP) ## Make the README's picture of the console anew, of a real worker under load (needs chromium)
 	@$(BIN)/python -m demo.screenshots

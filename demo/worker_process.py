@@ -29,6 +29,43 @@ class WorkerFailedError(RuntimeError):
     """The worker ended by itself, or not in peace; the message ends with its log."""
 
 
+def start_worker(environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Start ``scoring worker``.
+
+    Call it in the main thread: the kernel ends the worker when the thread that started it is gone.
+
+    Args:
+        environment: All its variables; without ``SCORING_HTTP_PORT`` it opens no port.
+        log: Where its output goes, after what is there already.
+    """
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [*SCORING, "worker"],
+            env={"SCORING_HTTP_PORT": "0"} | dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            # Ctrl-C reaches the whole foreground group; the worker is told to stop by us, in order.
+            preexec_fn=lambda: die_with_parent(signal.SIGTERM),  # noqa: PLW1509
+        )
+
+
+def stop_worker(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Stop a worker as an operator would.
+
+    Raises:
+        WorkerFailedError: It did not exit with 0 when it was told to stop.
+    """
+    process.send_signal(signal.SIGTERM)
+    try:
+        exit_status = process.wait(STOP_TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        exit_status = process.wait()
+    if exit_status:
+        raise WorkerFailedError(f"The worker exited with {exit_status}:\n{tail(log)}")
+
+
 @contextmanager
 def worker_process(environment: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run ``scoring worker`` until the block ends, then stop it as an operator would.
@@ -43,27 +80,11 @@ def worker_process(environment: Mapping[str, str], log: Path) -> Iterator[subpro
     Raises:
         WorkerFailedError: It did not exit with 0 when it was told to stop.
     """
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*SCORING, "worker"],
-            env={"SCORING_HTTP_PORT": "0"} | dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            # Ctrl-C reaches the whole foreground group; the worker is told to stop by us, in order.
-            preexec_fn=lambda: die_with_parent(signal.SIGTERM),  # noqa: PLW1509
-        )
+    process = start_worker(environment, log)
     try:
         yield process
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            exit_status = process.wait(STOP_TIMEOUT_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            exit_status = process.wait()
-    if exit_status:
-        raise WorkerFailedError(f"The worker exited with {exit_status}:\n{tail(log)}")
+        stop_worker(process, log)
 
 
 def with_console(environment: Mapping[str, str]) -> tuple[dict[str, str], str]:

@@ -48,6 +48,17 @@ _PUBLISH = text("""
     ON CONFLICT (question_digest) DO UPDATE SET publication = DEFAULT, published_at = now()
 """)
 
+# What students are asked now. Rubric and reference answer are not for them.
+_ASKED = text("""
+    SELECT module_slug, question_id, question_text, scale_min, scale_max, learning_outcome_name
+    FROM (
+        SELECT DISTINCT ON (module_slug, question_id) *
+        FROM assessment_questions
+        ORDER BY module_slug, question_id, publication DESC
+    ) AS current
+    ORDER BY publication
+""")
+
 # Make the handoffs due that waited for these questions.
 _REVIVE = text("""
     WITH waiting AS MATERIALIZED (
@@ -139,3 +150,20 @@ async def get_questions(conn: AsyncConnection, digests: Sequence[str]) -> list[d
     with translated():
         result = await conn.execute(select(questions).where(questions.c.question_digest.in_(digests)))
         return [dict(row) for row in result.mappings()]
+
+
+async def list_asked_questions(conn: AsyncConnection) -> list[dict[str, Any]]:
+    """Read what students are asked now, in the order of publication.
+
+    Of every question only its current content, and of that only what a student may see: neither rubric nor
+    reference answer nor the descriptions of dimensions.
+
+    Args:
+        conn: The caller's connection.
+
+    Returns:
+        Mappings with ``module_slug``, ``question_id``, ``question_text``, ``scale_min``, ``scale_max`` and
+        ``learning_outcome_name``.
+    """
+    with translated():
+        return [dict(row) for row in (await conn.execute(_ASKED)).mappings()]

@@ -14,7 +14,7 @@ from playwright.async_api import async_playwright
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from playwright.async_api import Browser, BrowserContext, Page
+    from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 # It may run as root in a container, and shall talk to nobody but the page under test.
@@ -32,10 +32,15 @@ GRAVE = frozenset({"serious", "critical"})
 """The impacts that axe may never report."""
 
 
+def chromium_path() -> str | None:
+    """Where Chromium is, or None."""
+    return next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+
+
 @pytest.fixture(scope="session")
 async def browser() -> AsyncIterator[Browser]:
     """Chromium, once a test process."""
-    path = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+    path = chromium_path()
     if path is None:
         reason = "Chromium is not installed."
         if os.environ.get("CI") == "true":
@@ -62,12 +67,13 @@ async def new_context(browser: Browser, **options: Any) -> AsyncIterator[tuple[B
     context = await browser.new_context(**options)
     context.set_default_timeout(TIMEOUT_MS)
     complaints: list[str] = []
-    context.on(
-        "console",
-        lambda message: (
-            complaints.append(f"console: {message.text}") if message.type in {"error", "warning"} else None
-        ),
-    )
+
+    def hear(message: ConsoleMessage) -> None:
+        # Chromium calls every 404 an error, though asking whether there is something is none.
+        if message.type in {"error", "warning"} and "status of 404" not in message.text:
+            complaints.append(f"console: {message.text}")
+
+    context.on("console", hear)
     context.on("weberror", lambda error: complaints.append(f"exception: {error.error}"))
     try:
         yield context, complaints

@@ -10,10 +10,10 @@ import pytest
 from sqlalchemy import text
 
 from storage import InvalidInputError, publish_questions
-from storage.questions import get_questions
+from storage.questions import get_questions, list_asked_questions
 from storage.sweeps import revive_missed
 from storage.verification import verify_timeliness
-from tests.factories import LEASE_SECONDS, count, handoff_of, lease, publish, question, submit
+from tests.factories import LEASE_SECONDS, MODULE, count, handoff_of, lease, publish, question, submit
 from tests.races import blocked, committed
 
 if TYPE_CHECKING:
@@ -291,3 +291,29 @@ async def test_a_submit_that_missed_the_publication_is_revived(engine: AsyncEngi
         assert mended["missed_publication"] == []
         [held] = await lease(conn, row["response_id"])
     assert held["question_digest"] == digest
+
+
+async def test_students_are_shown_what_is_asked_now_and_nothing_that_helps_to_answer(
+    conn: AsyncConnection,
+) -> None:
+    """Of each question its current content, in the order of publication, without rubric and reference answer."""
+    await publish(conn, question_id="first", question_text="Old?", reference_answer="Because.")
+    await publish(conn, question_id="second", question_text="Second?")
+    await publish(
+        conn, question_id="first", question_text="New?", scale_max=10, learning_outcome_name="Knows"
+    )
+
+    asked = await list_asked_questions(conn)
+
+    assert [(row["question_id"], row["question_text"]) for row in asked] == [
+        ("second", "Second?"),
+        ("first", "New?"),
+    ]
+    assert asked[1] == {
+        "module_slug": MODULE,
+        "question_id": "first",
+        "question_text": "New?",
+        "scale_min": 1.0,
+        "scale_max": 10.0,
+        "learning_outcome_name": "Knows",
+    }

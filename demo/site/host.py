@@ -1,0 +1,60 @@
+"""What the router asks its host app for: who calls, and with which engine and producer to serve him."""
+
+from typing import Annotated
+
+from fastapi import Depends, HTTPException, Request
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from demo.site.visitors import Visitor, Visitors
+from producers import Producer, ProducerSettings
+from producers.web import Identity
+
+
+def the_visitors(request: Request) -> Visitors:
+    """Who recognises people."""
+    visitors: Visitors = request.app.state.visitors
+    return visitors
+
+
+def known_visitor(request: Request) -> Visitor:
+    """The person at the browser.
+
+    Raises:
+        HTTPException: 401, for a browser that has no cookie of ours.
+    """
+    visitor = the_visitors(request).recognise(request)
+    if visitor is None:
+        raise HTTPException(401, "Load the page first: it gives you a cookie.")
+    return visitor
+
+
+KnownVisitor = Annotated[Visitor, Depends(known_visitor)]
+
+
+def current_identity(visitor: KnownVisitor) -> Identity:
+    """Whose answers these are."""
+    if visitor.user_id is not None:
+        return Identity(user_id=visitor.user_id)
+    return Identity(anonymous_token=visitor.token)
+
+
+def token_to_claim() -> None:
+    """Nothing that a page may claim: our sign-in claims by itself, before the cookie with the token is gone."""
+
+
+def get_producer(request: Request) -> Producer:
+    """The one producer of this process."""
+    producer: Producer = request.app.state.producer
+    return producer
+
+
+def get_engine(request: Request) -> AsyncEngine:
+    """The engine of this process."""
+    engine: AsyncEngine = request.app.state.engine
+    return engine
+
+
+def get_settings(request: Request) -> ProducerSettings:
+    """How long an answer may be, among other things."""
+    settings: ProducerSettings = request.app.state.settings
+    return settings

@@ -1,0 +1,88 @@
+// What is only of the demo: the stand-in for a sign-in, and the buttons that break things.
+
+import { act, processes, signIn, signOut } from "./api.js";
+
+const find = (id) => document.getElementById(id);
+const LOOK_MS = 3_000;
+const LABELS = { worker: "Worker", redis: "Redis" };
+
+// `before` runs while the old identity still holds, `after` when the new one does.
+export function wireDemo({ before, after, announce }) {
+  const problem = find("demo-problem");
+
+  async function attempt(work) {
+    problem.textContent = "";
+    try {
+      await work();
+    } catch {
+      problem.textContent = "This did not work. Try again.";
+    }
+  }
+
+  find("sign-in").addEventListener("submit", (event) => {
+    event.preventDefault();
+    void attempt(async () => {
+      await before("in");
+      await signIn(Number(find("student").value));
+      await after("in");
+    });
+  });
+
+  find("sign-out").addEventListener("click", () =>
+    attempt(async () => {
+      await before("out");
+      await signOut();
+      await after("out");
+    }),
+  );
+
+  let shown = "";
+
+  async function showProcesses() {
+    const list = await processes();
+    if (shown === JSON.stringify(list)) return;
+    shown = JSON.stringify(list);
+    const focused = document.activeElement?.id;
+    find("breakables").hidden = list.length === 0;
+    find("processes").replaceChildren(
+      ...list.map(({ name, pid }) => {
+        const item = document.createElement("li");
+        const label = LABELS[name] ?? name;
+        const state = document.createElement("span");
+        state.textContent = pid ? `${label} runs, process ${pid}` : `${label} is stopped`;
+        const button = document.createElement("button");
+        button.type = "button";
+        button.className = "secondary";
+        button.id = `break-${name}`;
+        button.textContent = pid ? "Stop" : "Start";
+        button.setAttribute("aria-label", `${button.textContent} ${label}`);
+        button.addEventListener("click", () =>
+          attempt(async () => {
+            await act(name, pid ? "kill" : "start");
+            await showProcesses();
+            announce(`${label} ${pid ? "stopped" : "started"}.`);
+          }),
+        );
+        item.append(state, button);
+        return item;
+      }),
+    );
+    if (focused?.startsWith("break-")) find(focused)?.focus();
+  }
+
+  void attempt(showProcesses);
+  // Processes are killed from terminals, too.
+  setInterval(() => document.visibilityState === "visible" && void showProcesses().catch(() => {}), LOOK_MS);
+}
+
+export function showStudents({ user, students }) {
+  const select = find("student");
+  const chosen = select.value;
+  select.replaceChildren(
+    ...students.map(({ id, name }) => new Option(`${name} (student ${id})`, String(id))),
+  );
+  if (chosen) select.value = chosen;
+  find("sign-in").hidden = user !== null;
+  find("sign-out").hidden = user === null;
+  find("who").textContent = user ? `Signed in as ${user.name}` : "Not signed in";
+}

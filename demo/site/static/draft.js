@@ -1,0 +1,185 @@
+// What a student has written and not submitted. It is in three places: in the editor, on this device from the
+// first letter on until the server has it, and on the server a second after the last letter.
+
+import { Away, Refused, deleteDraft, draft as readDraft, saveDraft } from "./api.js";
+import { newKey, wellFormed } from "./text.js";
+
+const PAUSE_MS = 1_000; // after the last letter
+const LONGEST_MS = 5_000; // for those who never pause
+const RETRY_MS = [2_000, 4_000, 8_000, 15_000];
+
+const PREFIX = "draft:";
+
+// Where nothing may be kept, or nothing fits, the server has it a second later.
+function onThisDevice(work) {
+  try {
+    return work(localStorage);
+  } catch {
+    return null;
+  }
+}
+
+export function forgetAllOnThisDevice() {
+  onThisDevice((kept) => {
+    for (const name of Object.keys(kept)) if (name.startsWith(PREFIX)) kept.removeItem(name);
+  });
+}
+
+export class Draft {
+  // `onStatus` hears "", "saving", "saved", "kept" (on this device only) or "refused", and why.
+  // `onSpent` is called when it turns out that an answer was submitted under this key, from another tab perhaps.
+  constructor(question, mark, onStatus, onSpent) {
+    this.question = question;
+    this.text = "";
+    this.key = null; // made at the first letter, and kept until the answer has arrived
+    this.name = `${PREFIX}${mark}:${question.module_slug}/${question.question_id}`;
+    this.onStatus = onStatus;
+    this.onSpent = onSpent;
+    this.saved = ""; // what the server has
+    this.failures = 0;
+    this.changedSince = null;
+    this.closed = false;
+  }
+
+  // Find what was written before, here or elsewhere. What this device kept is newer than what it had saved.
+  // Two texts that were begun apart are both kept, one below the other.
+  async restore(carried = null) {
+    const here = carried ?? this.#read();
+    if (here) {
+      this.text = here.text;
+      this.key = here.key;
+    }
+    const there = await readDraft(this.question);
+    if (this.closed) return;
+    if (there && !this.text.trim()) {
+      this.text = this.saved = there.answer_text;
+      this.key = there.submission_key;
+    } else if (there && there.submission_key === this.key) {
+      this.saved = there.answer_text;
+    } else if (there && !this.text.includes(there.answer_text)) {
+      this.text = `${there.answer_text}\n\n${this.text}`;
+      this.key = there.submission_key;
+      this.saved = there.answer_text;
+    }
+    if (this.text !== this.saved) {
+      this.#keep();
+      this.#later(0);
+    } else if (this.text) this.onStatus("saved");
+  }
+
+  write(text) {
+    if (text === this.text) return;
+    this.text = text;
+    this.key ??= newKey();
+    this.#keep();
+    this.changedSince ??= performance.now();
+    this.onStatus("saving");
+    this.#later(Math.max(0, Math.min(PAUSE_MS, this.changedSince + LONGEST_MS - performance.now())));
+  }
+
+  // Another tab wrote; it saves.
+  mirror(text, key) {
+    this.text = text;
+    this.key = key;
+    this.saved = text;
+  }
+
+  #later(milliseconds) {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => void this.save(), milliseconds);
+  }
+
+  // Save now. One request at a time, so that an older text never arrives after a newer one.
+  async save({ outlivesPage = false } = {}) {
+    clearTimeout(this.timer);
+    if (this.closed || this.text === this.saved) return true;
+    if (this.saving && !outlivesPage) {
+      await this.saving;
+      return this.save();
+    }
+    this.abort?.abort();
+    this.abort = new AbortController();
+    this.saving = this.#send(this.text, this.key, { signal: this.abort.signal, outlivesPage });
+    const mine = this.saving;
+    const done = await mine;
+    if (this.saving === mine) this.saving = null;
+    return done;
+  }
+
+  async #send(text, key, options) {
+    this.changedSince = null;
+    let stored = true;
+    try {
+      if (text.trim()) stored = (await saveDraft(this.question, wellFormed(text), key, options)) !== null;
+      else await deleteDraft(this.question, options);
+    } catch (error) {
+      if (this.closed || options.signal.aborted) return false;
+      if (error instanceof Away) {
+        this.onStatus("kept");
+        this.#later(RETRY_MS[Math.min(this.failures, RETRY_MS.length - 1)]);
+        this.failures += 1;
+      } else if (error instanceof Refused) {
+        this.onStatus("refused", error);
+      } else throw error;
+      return false;
+    }
+    this.failures = 0;
+    if (this.key !== key) return true; // submitted meanwhile
+    if (!stored && (await this.#isSpent(key))) {
+      if (!this.closed && this.key === key) this.onSpent();
+      return false;
+    }
+    this.saved = text;
+    if (this.text === text) {
+      this.#forget();
+      this.onStatus(text.trim() ? "saved" : "");
+    } else if (!this.closed) this.#later(PAUSE_MS);
+    return true;
+  }
+
+  // Not stored: either an answer has this key, or a later text is there already.
+  async #isSpent(key) {
+    try {
+      return (await readDraft(this.question))?.submission_key !== key;
+    } catch {
+      return false;
+    }
+  }
+
+  // The answer has arrived: the next letter begins another one. The server forgets a submitted draft by itself.
+  submitted() {
+    clearTimeout(this.timer);
+    this.abort?.abort();
+    this.text = this.saved = "";
+    this.key = null;
+    this.#forget();
+    this.onStatus("");
+  }
+
+  // This key is used up, and the text is not what was stored under it: it becomes an answer of its own.
+  beginAnew() {
+    this.key = newKey();
+    this.saved = "";
+    this.#keep();
+    this.#later(0);
+  }
+
+  close() {
+    clearTimeout(this.timer);
+    this.closed = true;
+  }
+
+  #read() {
+    const kept = onThisDevice((device) => JSON.parse(device.getItem(this.name)));
+    return typeof kept?.text === "string" && typeof kept?.key === "string" ? kept : null;
+  }
+
+  #keep() {
+    const kept = JSON.stringify({ text: this.text, key: this.key });
+    onThisDevice((device) => device.setItem(this.name, kept));
+  }
+
+  #forget() {
+    onThisDevice((device) => device.removeItem(this.name));
+  }
+}

@@ -1,0 +1,400 @@
+// The page: one question at a time, what is being written, and the answers to it.
+
+import * as api from "./api.js";
+import { AnswerList, isUnderWay, points } from "./answers.js";
+import { showStudents, wireDemo } from "./demo.js";
+import { Draft, forgetAllOnThisDevice } from "./draft.js";
+import { openFeed } from "./feed.js";
+import { Menu, addressOf, idOf, readable } from "./menu.js";
+import { countCharacters, formatNumber, wellFormed } from "./text.js";
+
+const RETRY_MS = [1_000, 2_000, 4_000, 8_000];
+const QUIET_MS = 3_000; // a stream that is back this soon is not worth a word
+const LOOK_MS = 10_000; // where a proxy holds the stream back, answers are looked at this often
+const CLAIM_LOOK_MS = [300, 700, 1_500, 3_000, 5_000];
+const NEAR = 200; // characters left that are worth saying
+
+const find = (id) => document.getElementById(id);
+const editor = find("answer");
+const list = new AnswerList(find("answers"));
+const menu = new Menu(find("menu"), find("modules"));
+const tabs = new BroadcastChannel("answers");
+
+let who;
+let questions = [];
+let question;
+let draft;
+let cursor = null;
+let closeFeed = () => {};
+let quiet;
+let sending = false;
+let visit = 0; // counts questions shown: whatever was asked for an earlier one comes too late
+
+function announce(text) {
+  const announcer = find("announcer");
+  // The same words twice are news as well.
+  announcer.textContent = announcer.textContent === text ? `${text}\u00a0` : text;
+}
+
+const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+
+async function untilReached(work) {
+  for (let tries = 0; ; tries += 1) {
+    try {
+      const result = await work();
+      if (tries) find("notice").hidden = true;
+      return result;
+    } catch (error) {
+      if (!(error instanceof api.Away)) throw error;
+      notice("The server can't be reached now. Trying again …");
+      await pause(RETRY_MS[Math.min(tries, RETRY_MS.length - 1)]);
+    }
+  }
+}
+
+function notice(text) {
+  find("notice").textContent = text;
+  find("notice").hidden = false;
+}
+
+// What is being written
+
+const DRAFT_WORDS = {
+  "": "",
+  saving: "Saving draft …",
+  saved: "Draft saved",
+  kept: "Not saved on the server yet. Your text is kept on this device, and saved when the connection is back.",
+  refused: "This draft can't be saved on the server; it is kept on this device.",
+};
+let announced = "";
+
+function showDraftStatus(state) {
+  const status = find("draft-status");
+  status.textContent = DRAFT_WORDS[state];
+  status.dataset.state = state;
+  // Once is enough, until it changes: nobody wants to hear of every save while writing.
+  if (state !== "saving" && state !== announced) {
+    announced = state;
+    if (state) announce(DRAFT_WORDS[state]);
+  }
+}
+
+let spoken = "";
+
+function showRemaining() {
+  const left = who.max_answer_chars - countCharacters(editor.value);
+  const state = left < 0 ? "over" : left <= NEAR ? "near" : "";
+  const words = left < 0
+    ? `${formatNumber(-left)} ${left === -1 ? "character" : "characters"} too long`
+    : `${formatNumber(left)} ${left === 1 ? "character" : "characters"} left`;
+  find("remaining").textContent = words;
+  find("remaining").dataset.state = state;
+  if (state === "over") editor.setAttribute("aria-invalid", "true");
+  else editor.removeAttribute("aria-invalid");
+  if (state !== spoken && state) announce(words);
+  spoken = state;
+  return left;
+}
+
+function fill(text) {
+  if (editor.value !== text) editor.value = text;
+  showRemaining();
+}
+
+function newDraft(mark) {
+  const made = new Draft(
+    question,
+    mark,
+    (state) => made === draft && showDraftStatus(state),
+    () => made === draft && void settleSpent(made),
+  );
+  return made;
+}
+
+async function restoreDraft(carried = null) {
+  const mine = (draft = newDraft(who.mark));
+  showDraftStatus("");
+  const show = () => {
+    // Who has begun to write meanwhile goes on.
+    if (mine === draft && (mine.text || !editor.value)) fill(mine.text);
+  };
+  await untilReached(async () => {
+    try {
+      await mine.restore(carried);
+    } finally {
+      show();
+    }
+  });
+}
+
+editor.addEventListener("input", () => {
+  showRemaining();
+  find("problem").textContent = "";
+  draft.write(editor.value);
+  tabs.postMessage({ kind: "written", name: draft.name, text: draft.text, key: draft.key });
+});
+
+// Leaving the page, or only looking away: what is written goes now.
+const leave = () => void draft?.save({ outlivesPage: true });
+window.addEventListener("pagehide", leave);
+document.addEventListener("visibilitychange", () => document.visibilityState === "hidden" && leave());
+window.addEventListener("online", () => void draft?.save());
+
+// Two tabs on one question write one draft, so that they submit one answer.
+tabs.addEventListener("message", ({ data }) => {
+  if (data.kind === "someone-else") location.reload();
+  if (data.name !== draft?.name || sending) return;
+  if (data.kind === "written") {
+    draft.mirror(data.text, data.key);
+    fill(data.text);
+  } else if (data.kind === "submitted" && data.key === draft.key) {
+    draft.submitted();
+    fill("");
+    announce("This answer was submitted in another tab.");
+    void loadAnswers();
+  }
+});
+
+// Submitting
+
+function complain(text) {
+  find("problem").textContent = text;
+}
+
+function setSending(value) {
+  sending = value;
+  editor.readOnly = value;
+  const button = find("submit");
+  button.textContent = value ? "Submitting …" : "Submit answer";
+  if (value) button.setAttribute("aria-disabled", "true");
+  else button.removeAttribute("aria-disabled");
+}
+
+async function submit() {
+  if (sending || !draft) return;
+  complain("");
+  if (!editor.value.trim()) {
+    complain("Write an answer first.");
+    editor.focus();
+    return;
+  }
+  if (showRemaining() < 0) {
+    complain(`Your answer is ${find("remaining").textContent}.`);
+    editor.focus();
+    return;
+  }
+  draft.write(editor.value);
+  const mine = draft;
+  const text = wellFormed(mine.text);
+  const key = mine.key;
+  setSending(true);
+  try {
+    const stored = await api.submit(mine.question, text, key);
+    arrived(mine, stored);
+  } catch (error) {
+    if (error instanceof api.Away) {
+      complain("Not sent yet. Your text is kept; please try again.");
+    } else if (error instanceof api.Refused && error.kind === "key-used") {
+      // An earlier try had arrived after all, and the text was changed since.
+      mine.beginAnew();
+      complain("An earlier version of this answer had arrived already. Your newer text is kept here: submit it as another answer, if you like.");
+      if (mine === draft) void loadAnswers();
+    } else if (error instanceof api.Refused) {
+      const rules = error.errors.map(({ rule }) => rule).join("; ");
+      complain(`Not accepted: ${rules || error.message}. Your text is kept.`);
+    } else throw error;
+  } finally {
+    setSending(false);
+  }
+}
+
+function arrived(mine, stored) {
+  const key = mine.key;
+  mine.submitted();
+  tabs.postMessage({ kind: "submitted", name: mine.name, key });
+  announce("Your answer was submitted. It is waiting to be scored.");
+  if (mine !== draft) return; // another question is open meanwhile
+  fill("");
+  show(stored, { justSubmitted: true });
+}
+
+// What stands in the editor was submitted elsewhere, as it stands or in an earlier version.
+async function settleSpent(mine) {
+  await loadAnswers();
+  if (mine !== draft || sending) return;
+  if (list.answers.some((answer) => answer.answer_text === wellFormed(mine.text))) {
+    mine.submitted();
+    fill("");
+    announce("This answer was submitted in another tab.");
+  } else mine.beginAnew();
+}
+
+find("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  void submit();
+});
+editor.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) void submit();
+});
+
+// The answers
+
+const heard = new Map(); // by id: when the stream last told of it
+
+function show(answer, options) {
+  const before = list.put(answer, options);
+  menu.mark(answer);
+  find("none").hidden = true;
+  if (before && !before.score && answer.score) announce(`Your answer was scored: ${points(answer.score)}.`);
+  if (before && before.state !== "failed" && answer.state === "failed" && !answer.score) {
+    announce("Your answer is stored, but could not be scored.");
+  }
+}
+
+async function loadAnswers({ more = false } = {}) {
+  const asked = performance.now();
+  const shown = visit;
+  const page = await untilReached(() => api.answers(question, more ? cursor : null));
+  if (shown !== visit) return;
+  for (const answer of page.items) {
+    // What the stream said meanwhile is newer.
+    if ((heard.get(answer.id) ?? 0) < asked || !list.has(answer.id)) show(answer);
+  }
+  if (more || cursor === null) cursor = page.next_cursor;
+  find("more").hidden = !cursor;
+  find("none").hidden = list.cards.size > 0;
+}
+
+find("more").addEventListener("click", () => void loadAnswers({ more: true }));
+
+async function hear(answer) {
+  heard.set(answer.id, performance.now());
+  menu.mark(answer);
+  if (!question || idOf(answer) !== idOf(question)) return;
+  if (list.has(answer.id)) show(answer);
+  else {
+    const shown = visit;
+    const whole = await api.answer(answer.id).catch(() => null);
+    if (whole && shown === visit) show(whole);
+  }
+}
+
+function listen() {
+  closeFeed();
+  closeFeed = openFeed("/assessment/events", {
+    onResponse: (answer) => void hear(answer),
+    onOpen: () => {
+      clearTimeout(quiet);
+      quiet = undefined;
+      find("notice").hidden = true;
+    },
+    onBroken: () => {
+      quiet ??= setTimeout(
+        () => notice("The connection is interrupted. What you write is kept, and scores appear when it is back."),
+        QUIET_MS,
+      );
+    },
+  });
+}
+
+setInterval(() => {
+  if (document.visibilityState === "visible" && question && list.answers.some(isUnderWay)) {
+    void api.answers(question).then((page) => page.items.forEach((answer) => list.has(answer.id) && show(answer)), () => {});
+  }
+}, LOOK_MS);
+
+// Which question, and for whom
+
+async function open(next, { carried = null, focus = false } = {}) {
+  visit += 1;
+  if (draft) {
+    void draft.save();
+    draft = undefined;
+  }
+  question = next;
+  cursor = null;
+  list.clear();
+  editor.value = "";
+  complain("");
+  find("moving").hidden = true;
+  find("none").hidden = true;
+  find("more").hidden = true;
+  find("module").textContent = readable(next.module_slug);
+  find("question-text").textContent = next.question_text.trim();
+  find("outcome").textContent = next.learning_outcome_name ? `Learning goal: ${next.learning_outcome_name}` : "";
+  document.title = `${readable(next.question_id)} – In your own words`;
+  menu.choose(next);
+  find("lesson").hidden = false;
+  showRemaining();
+  if (focus) find("question-text").focus();
+  await Promise.all([restoreDraft(carried), loadAnswers()]);
+}
+
+function chosen() {
+  return questions.find((each) => addressOf(each) === location.hash);
+}
+
+window.addEventListener("hashchange", () => {
+  const next = chosen();
+  if (next && next !== question) void open(next, { focus: true });
+});
+
+// A guest's answers become the user's a moment after the sign-in: each question that the guest answered then has
+// answers, the guest's or, where the user had answered it before, the user's own.
+async function untilMoved(expected) {
+  const shown = visit;
+  const moving = find("moving");
+  for (let looks = 0; shown === visit && list.cards.size === 0; looks += 1) {
+    moving.textContent = "The answers you gave as a guest are being moved to your account. Nothing is lost.";
+    moving.hidden = !expected;
+    if (!expected) return;
+    await pause(CLAIM_LOOK_MS[Math.min(looks, CLAIM_LOOK_MS.length - 1)]);
+    await loadAnswers();
+  }
+  moving.hidden = true;
+  if (expected && shown === visit) announce("The answers you gave as a guest are yours now.");
+}
+
+wireDemo({
+  announce,
+  before: async (direction) => {
+    const saved = await draft?.save();
+    // Whoever sits here next must not find it; so it leaves this device only when the server has it.
+    if (direction === "out" && saved === false) throw new api.Away("The draft is not saved.");
+  },
+  after: async (direction) => {
+    tabs.postMessage({ kind: "someone-else" });
+    if (direction === "out") {
+      forgetAllOnThisDevice();
+      draft?.close();
+      location.reload();
+      return;
+    }
+    const carried = draft?.text.trim() ? { text: draft.text, key: draft.key } : null;
+    const answered = list.cards.size > 0;
+    draft?.submitted(); // nothing of it stays under the old name
+    draft?.close();
+    draft = undefined;
+    who = await untilReached(api.me);
+    showStudents(who);
+    heard.clear();
+    menu.forgetMarks();
+    announce(`Signed in as ${who.user.name}.`);
+    listen();
+    await open(question, { carried });
+    await untilMoved(answered);
+    listen(); // what has moved since is told from the beginning
+  },
+});
+
+async function begin() {
+  who = await untilReached(api.me);
+  showStudents(who);
+  questions = await untilReached(api.questions);
+  menu.show(questions);
+  listen();
+  if (questions.length) await open(chosen() ?? questions[0]);
+  else notice("No questions are published yet.");
+}
+
+void begin();

@@ -1,0 +1,253 @@
+"""What a student has written is never lost, and submitted once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from playwright.async_api import expect
+
+from tests.page.student import GOOD_ANSWER, PATIENCE_MS, Student
+from tests.producers.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from playwright.async_api import BrowserContext, Route
+
+pytestmark = pytest.mark.processes
+
+DRAFTS = "**/assessment/drafts/**"
+RESPONSES = "**/assessment/responses"
+DRAFT = "/assessment/drafts/photosynthesis/why-leaves-are-green"
+
+
+async def saved_text(profile: BrowserContext) -> str | None:
+    """What the server has of the draft."""
+    reply = await profile.request.get(DRAFT)
+    return None if reply.status == 404 else str((await reply.json())["answer_text"])
+
+
+@pytest.fixture
+async def unreliable(make_profile: Callable[..., Awaitable[BrowserContext]]) -> BrowserContext:
+    """A profile whose connection is going to be bad: its console may complain."""
+    return await make_profile(may_complain=True)
+
+
+async def test_a_draft_is_saved_by_itself_and_back_after_a_reload(profile: BrowserContext) -> None:
+    """A pause is enough; the page says so once it is true, and nothing stays behind in the browser."""
+    student = await Student.at(profile)
+
+    await student.write("Half an ans")
+    await student.until_saved()
+
+    assert await saved_text(profile) == "Half an ans"
+    assert await student.page.evaluate("Object.keys(localStorage).length") == 0
+    await student.page.reload()
+    await expect(student.editor).to_have_value("Half an ans")
+    await expect(student.draft_status).to_have_text("Draft saved")
+
+
+async def test_leaving_the_page_saves_what_was_just_written(profile: BrowserContext) -> None:
+    """Who closes the tab a moment after the last letter has it on the server."""
+    student = await Student.at(profile)
+    await student.write("The last wor")
+
+    await student.page.close()
+
+    async def saved() -> bool:
+        return await saved_text(profile) == "The last wor"
+
+    await eventually(saved)
+
+
+async def test_an_emptied_editor_has_no_draft(profile: BrowserContext) -> None:
+    """Who takes everything back finds nothing later."""
+    student = await Student.at(profile)
+    await student.write("Nonsense")
+    await student.until_saved()
+
+    await student.write("")
+
+    async def gone() -> bool:
+        return await saved_text(profile) is None
+
+    await eventually(gone)
+    await student.page.reload()
+    await expect(student.editor).to_have_value("")
+
+
+async def test_a_submitted_draft_is_gone(profile: BrowserContext) -> None:
+    """After the submit the editor is empty and stays so, and the next answer has a key of its own."""
+    student = await Student.at(profile)
+    await student.write(GOOD_ANSWER)
+    await student.until_saved()
+    await student.submit()
+
+    await expect(student.editor).to_have_value("")
+    assert await saved_text(profile) is None
+    await student.page.reload()
+    await expect(student.cards).to_have_count(1)
+    await expect(student.editor).to_have_value("")
+
+    await student.submit(GOOD_ANSWER)  # the same words again are another attempt
+    assert len(await student.stored()) == 2
+
+
+async def test_a_text_outlives_a_reload_while_nothing_can_be_saved(unreliable: BrowserContext) -> None:
+    """The page says that it is kept here, keeps it, and saves it by itself when the server is back."""
+    student = await Student.at(unreliable)
+    await unreliable.route(DRAFTS, lambda route: route.abort())
+
+    await student.write("Written in a tunnel")
+    await expect(student.draft_status).to_contain_text("kept on this device")
+    await expect(student.announcer).to_contain_text("kept on this device")
+    await student.page.reload()
+    await expect(student.editor).to_have_value("Written in a tunnel")
+
+    await unreliable.unroute(DRAFTS)
+    await student.until_saved()
+    assert await saved_text(unreliable) == "Written in a tunnel"
+
+
+async def test_a_submit_without_a_connection_can_be_repeated(unreliable: BrowserContext) -> None:
+    """The page says that it was not sent, keeps the text, and sends it with the same key."""
+    student = await Student.at(unreliable)
+    keys: list[str | None] = []
+
+    async def cut(route: Route) -> None:
+        if route.request.method == "POST":
+            keys.append(await route.request.header_value("Idempotency-Key"))
+            await route.abort()
+        else:
+            await route.fallback()
+
+    await unreliable.route(RESPONSES, cut)
+    await student.write(GOOD_ANSWER)
+    await student.button.click()
+    await expect(student.problem).to_have_text("Not sent yet. Your text is kept; please try again.")
+    await expect(student.editor).to_have_value(GOOD_ANSWER)
+    assert await student.stored() == []
+    await unreliable.unroute(RESPONSES)
+
+    async with student.page.expect_request(RESPONSES) as sent:
+        await student.button.click()
+    keys.append(await (await sent.value).header_value("Idempotency-Key"))
+
+    await student.until_scored()
+    assert len(await student.stored()) == 1
+    assert len(set(keys)) == 1
+    await expect(student.problem).to_be_empty()
+
+
+@pytest.mark.parametrize("changed", [False, True])
+async def test_a_lost_reply_costs_nothing(unreliable: BrowserContext, changed: bool) -> None:  # noqa: FBT001
+    """The answer had arrived: repeating it stores no second one, and what was changed since is not lost."""
+    student = await Student.at(unreliable)
+
+    async def lose_reply(route: Route) -> None:
+        if route.request.method == "POST":
+            await route.fetch()
+            await route.abort()
+        else:
+            await route.fallback()
+
+    await unreliable.route(RESPONSES, lose_reply)
+    await student.write(GOOD_ANSWER)
+    await student.button.click()
+    await expect(student.problem).to_contain_text("Not sent yet")
+    await unreliable.unroute(RESPONSES)
+    if changed:
+        await student.write(f"{GOOD_ANSWER} And more.")
+
+    await student.button.click()
+
+    if changed:
+        await expect(student.problem).to_contain_text("An earlier version of this answer had arrived already")
+        await expect(student.cards).to_have_count(1)
+        await expect(student.editor).to_have_value(f"{GOOD_ANSWER} And more.")
+        await student.until_saved()
+        await student.button.click()
+        await expect(student.cards).to_have_count(2)
+    await expect(student.editor).to_have_value("")
+    await student.until_scored()
+    assert len(await student.stored()) == (2 if changed else 1)
+
+
+async def test_two_tabs_write_one_draft_and_submit_one_answer(profile: BrowserContext) -> None:
+    """What is written in one tab stands in the other, and both submit the same answer."""
+    first, second = await Student.at(profile), await Student.at(profile)
+
+    await first.write(GOOD_ANSWER)
+    await expect(second.editor).to_have_value(GOOD_ANSWER)
+    await first.button.click()
+    await second.button.click()
+
+    await expect(first.cards).to_have_count(1)
+    await expect(second.cards).to_have_count(1)
+    await expect(second.editor).to_have_value("")
+    await first.until_scored()
+    await second.until_scored()
+    assert len(await first.stored()) == 1
+
+
+async def test_two_tabs_that_know_nothing_of_each_other_submit_one_answer(
+    make_profile: Callable[..., Awaitable[BrowserContext]],
+) -> None:
+    """A tab that was asleep, or another computer, submits the draft again: it is the same answer."""
+    profile = await make_profile()
+    first = await Student.at(profile)
+    await first.write(GOOD_ANSWER)
+    await first.until_saved()
+    elsewhere = await make_profile(storage_state=await profile.storage_state())
+    second = await Student.at(elsewhere)
+    await expect(second.editor).to_have_value(GOOD_ANSWER)
+    await first.submit()
+
+    await second.button.click()
+
+    await expect(second.editor).to_have_value("")
+    await expect(second.cards).to_have_count(1)
+    assert len(await first.stored()) == 1
+
+
+async def test_a_tab_that_writes_on_after_a_submit_elsewhere_loses_nothing(
+    make_profile: Callable[..., Awaitable[BrowserContext]],
+) -> None:
+    """Its draft is spent; what it adds becomes a draft of its own, and both are kept."""
+    profile = await make_profile()
+    first = await Student.at(profile)
+    await first.write(GOOD_ANSWER)
+    await first.until_saved()
+    elsewhere = await make_profile(storage_state=await profile.storage_state())
+    second = await Student.at(elsewhere)
+    await expect(second.editor).to_have_value(GOOD_ANSWER)
+    await first.submit()
+
+    await second.write(f"{GOOD_ANSWER} And more.")
+
+    async def saved() -> bool:
+        return await saved_text(elsewhere) == f"{GOOD_ANSWER} And more."
+
+    await eventually(saved)
+    await expect(second.cards).to_have_count(1, timeout=PATIENCE_MS)
+    await expect(second.editor).to_have_value(f"{GOOD_ANSWER} And more.")
+
+
+@pytest.mark.parametrize("secure", [True, False])
+async def test_keys_are_random_uuids_with_and_without_https(profile: BrowserContext, secure: bool) -> None:  # noqa: FBT001
+    """Where ``randomUUID`` is missing, as without https, keys look the same."""
+    if not secure:
+        await profile.add_init_script("delete Crypto.prototype.randomUUID")
+    student = await Student.at(profile)
+    keys = await student.page.evaluate(
+        "import('/static/text.js').then((text) => Array.from({ length: 100 }, text.newKey))"
+    )
+
+    assert len(set(keys)) == 100
+    for key in keys:
+        assert len(key) == 36
+        assert key[14] == "4"
+        assert key[19] in "89ab"
+    await student.submit()
+    assert len(await student.stored()) == 1
