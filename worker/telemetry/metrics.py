@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
-
 from worker.telemetry.database_gauges import DatabaseGauges
 
 if TYPE_CHECKING:
@@ -65,7 +64,9 @@ class WorkerMetrics:
         yield GaugeMetricFamily(
             "scoring_breaker_open", "1 while the provider is given a rest.", int(runtime.breaker.is_open)
         )
-        yield GaugeMetricFamily("scoring_redis_up", "0 while Redis is away.", int(not runtime.redis_is_away()))
+        yield GaugeMetricFamily(
+            "scoring_redis_up", "0 while Redis is away.", int(not runtime.redis_is_away())
+        )
         yield self._outcomes()
         yield GaugeMetricFamily(
             "scoring_database_up", "0 while PostgreSQL does not answer.", int(self._backlog is not None)
@@ -93,9 +94,13 @@ def _backlog(read: dict[str, Any]) -> Iterator[Metric]:
         handoffs.add_metric((state, lane), read[name])
     yield handoffs
     yield GaugeMetricFamily(
-        "scoring_oldest_handoff_age_seconds", "Age of the oldest unscored answer.", read["oldest_seconds"] or 0
+        "scoring_oldest_handoff_age_seconds",
+        "Age of the oldest unscored answer.",
+        read["oldest_seconds"] or 0,
     )
     yield GaugeMetricFamily(
-        "scoring_longest_due_seconds", "How long the first in line has been due.", read["longest_due_seconds"] or 0
+        "scoring_longest_due_seconds",
+        "How long the first in line has been due.",
+        read["longest_due_seconds"] or 0,
     )
     yield GaugeMetricFamily("scoring_claims_waiting", "Claims not applied yet.", read["claims_waiting"])
