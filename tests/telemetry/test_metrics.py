@@ -1,0 +1,56 @@
+"""Metrics of a worker, on real servers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from tests.worker.conftest import (  # noqa: F401 - fixtures
+    make_runtime,
+    postgres_proxy,
+    proxied_database_url,
+    runtime,
+    scorer,
+    settings,
+)
+from worker.telemetry.metrics import WorkerMetrics
+
+if TYPE_CHECKING:
+    from worker.runtime import Runtime
+
+ALERTS = Path(__file__).parents[2] / "deploy/prometheus/alerts.yml"
+
+
+async def test_a_second_worker_in_the_process_has_metrics_of_its_own(runtime: Runtime) -> None:  # noqa: F811
+    """Nothing is registered twice, and the database's counts are there."""
+    for metrics in (WorkerMetrics(runtime), WorkerMetrics(runtime)):
+        text = (await metrics.exposition()).decode()
+        assert "scoring_database_up 1.0" in text
+        assert 'scoring_handoffs{lane="live",state="waiting"} 0.0' in text
+
+
+async def test_an_absent_database_costs_only_its_own_metrics(runtime: Runtime) -> None:  # noqa: F811
+    """A database that refuses connections: the worker's own metrics come all the same."""
+    metrics = WorkerMetrics(runtime)
+    metrics._database._engine = runtime.settings.model_copy(
+        update={"database_url": type(runtime.settings.database_url)("postgresql://nobody@127.0.0.1:1/none")}
+    ).engine()
+    text = (await metrics.exposition()).decode()
+    assert "scoring_database_up 0.0" in text
+    assert f"scoring_slots {float(runtime.pool.slots)}" in text
+    assert "scoring_handoffs" not in text
+
+
+async def test_alerts_ask_only_for_metrics_that_exist(runtime: Runtime) -> None:  # noqa: F811
+    """Every metric that an alert names is in a real worker's exposition, with its labels."""
+    text = (await WorkerMetrics(runtime).exposition()).decode()
+    for rule in yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"]:
+        found = re.findall(r"(scoring_\w+)(?:\{([^}]*)\})?", rule["expr"])
+        assert found
+        for name, labels in found:
+            samples = [line for line in text.splitlines() if re.match(rf"{name}[ {{]", line)]
+            wanted = labels.split(",") if labels else []
+            assert any(all(label in sample for label in wanted) for sample in samples), rule["alert"]

@@ -1,0 +1,106 @@
+"""Metrics of one worker, in Prometheus' text format. Everything is read when it is asked for: scoring pays nothing."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+
+from worker.telemetry.database_gauges import DatabaseGauges
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client.metrics_core import Metric
+
+    from worker.runtime import Runtime
+
+# How the settler's names read to people: a failed attempt, a postponed one, a dead answer.
+_OUTCOMES = {
+    "settle": "scored",
+    "fail": "failed",
+    "postpone": "postponed",
+    "bury": "dead",
+    "handback": "handed_back",
+}
+_STATES = (
+    ("waiting", "live", "waiting_live"),
+    ("waiting", "bulk", "waiting_bulk"),
+    ("leased", "all", "leased"),
+    ("postponed", "all", "postponed"),
+    ("unpublished", "all", "unpublished"),
+    ("dead", "all", "dead"),
+    ("dismissed", "all", "dismissed"),
+)
+
+
+class WorkerMetrics:
+    """The metrics of one worker, with a registry of its own.
+
+    Args:
+        runtime: The worker.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._database = DatabaseGauges(runtime.engine)
+        self._backlog: dict[str, Any] | None = None
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+
+    async def exposition(self) -> bytes:
+        """Return all metrics as text. Never fails for want of PostgreSQL: ``scoring_database_up`` is 0 then."""
+        self._backlog = await self._database.read()
+        return generate_latest(self.registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the worker's present state; called by the registry."""
+        runtime = self._runtime
+        yield InfoMetricFamily("scoring_build", "What runs.", {"version": version("assessment-scoring")})
+        yield GaugeMetricFamily("scoring_slots", "Answers scored at the same time.", runtime.pool.slots)
+        yield GaugeMetricFamily("scoring_free_slots", "Slots without an answer.", runtime.pool.free_slots)
+        yield GaugeMetricFamily(
+            "scoring_breaker_open", "1 while the provider is given a rest.", int(runtime.breaker.is_open)
+        )
+        yield GaugeMetricFamily(
+            "scoring_redis_up", "0 while Redis is away.", int(not runtime.redis_is_away())
+        )
+        yield self._outcomes()
+        yield GaugeMetricFamily(
+            "scoring_database_up", "0 while PostgreSQL does not answer.", int(self._backlog is not None)
+        )
+        if self._backlog is not None:
+            yield from _backlog(self._backlog)
+
+    def _outcomes(self) -> CounterMetricFamily:
+        outcomes = CounterMetricFamily(
+            "scoring_outcomes",
+            "What became of leased answers, and whether it was committed, came too late or is in doubt.",
+            labels=("outcome", "result"),
+        )
+        for kind, outcome in _OUTCOMES.items():
+            for suffix, result in (("", "committed"), ("_too_late", "too_late"), ("_in_doubt", "in_doubt")):
+                outcomes.add_metric((outcome, result), self._runtime.settler.counts[kind + suffix])
+        return outcomes
+
+
+def _backlog(read: dict[str, Any]) -> Iterator[Metric]:
+    handoffs = GaugeMetricFamily(
+        "scoring_handoffs", "Answers by state, each counted up to 10,001.", labels=("state", "lane")
+    )
+    for state, lane, name in _STATES:
+        handoffs.add_metric((state, lane), read[name])
+    yield handoffs
+    yield GaugeMetricFamily(
+        "scoring_oldest_handoff_age_seconds",
+        "Age of the oldest unscored answer.",
+        read["oldest_seconds"] or 0,
+    )
+    yield GaugeMetricFamily(
+        "scoring_longest_due_seconds",
+        "How long the first in line has been due.",
+        read["longest_due_seconds"] or 0,
+    )
+    yield GaugeMetricFamily("scoring_claims_waiting", "Claims not applied yet.", read["claims_waiting"])
