@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import typer
 from pydantic_core import PydanticUndefined
 
-from producers.settings import ENV_PREFIX, DatabaseSettings, ProducerSettings
+from producers.settings import ENV_PREFIX, ProducerSettings
 from tests.databases import ROOT
 from worker.settings import ScoringSettings
 
