@@ -58,8 +58,8 @@ nitpick_ignore_regex = [
     ("py:class", r"Submission|Action"),
 ]
 
-# Pages on what an optional part offers: left out where that part is not installed.
-_NEEDED: Final = {"reference/web.md": "fastapi"}
+# Pages on optional parts: left out where the part is missing.
+_NEEDED: Final = {"reference/web.md": "producers.web"}
 exclude_patterns += [page for page, module in _NEEDED.items() if importlib.util.find_spec(module) is None]
 
 _LINK: Final = re.compile(r"\[(?P<text>[^\]]+)\]\((?P<target>(?:\.\./)+[^)#\s]*)(?:#[^)\s]*)?\)")

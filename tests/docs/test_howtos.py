@@ -36,7 +36,7 @@ async def test_the_own_scorer_scores(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """The scorer is found by the name that the page gives it, and scores each dimension."""
     page = (ROOT / "docs" / "howto" / "own-scorer.md").read_text()
     (name,) = re.findall(r"SCORING_SCORER=(\S+) scoring worker", page)
-    (tmp_path / "my_scorer.py").write_text(block("own-scorer.md", "own scorer"))
+    (tmp_path / "word_count.py").write_text(block("own-scorer.md", "own scorer"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     settings = ScoringSettings.model_validate(
