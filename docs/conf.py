@@ -8,11 +8,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+from contextlib import suppress
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pygments.lexers.sql import PostgresLexer
+from sphinx.ext.napoleon.docstring import GoogleDocstring
 
 if TYPE_CHECKING:
     from docutils.nodes import Element
@@ -58,6 +60,10 @@ nitpick_ignore_regex = [
     ("py:class", r"Submission|Action"),
 ]
 
+# Autodoc imports with TYPE_CHECKING set, which FastAPI's models do not survive; what is imported already stays.
+with suppress(ImportError):
+    importlib.import_module("fastapi")
+
 # Pages on optional parts: left out where the part is missing.
 _NEEDED: Final = {"reference/web.md": "producers.web"}
 exclude_patterns += [page for page, module in _NEEDED.items() if importlib.util.find_spec(module) is None]
@@ -102,8 +108,15 @@ def where_it_is_defined(app: Sphinx, env: BuildEnvironment, node: pending_xref, 
     )
 
 
+def plain_returns(self: GoogleDocstring, *_: Any) -> list[tuple[str, str, list[str]]]:
+    """Read what stands below "Returns:" as prose: types stand in the signature, and a colon does not end one here."""
+    lines = self._dedent(self._consume_to_next_section())
+    return [("", "", lines)] if lines else []
+
+
 def setup(app: Sphinx) -> None:
     """Register what this project needs."""
+    GoogleDocstring._consume_returns_section = plain_returns  # type: ignore[method-assign,assignment]
     app.add_lexer("sql", PostgresLexer)  # Pygments' plain SQL knows no $1
     app.connect("source-read", name_files_outside)
     app.connect("autodoc-skip-member", errors_on_their_page)
