@@ -33,6 +33,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 nitpicky = True
 
+smartquotes_action = "qe"  # quotes and dots; two dashes begin an option
+
 html_theme = "furo"
 html_title = "assessment-scoring"
 html_static_path = ["_static"]
@@ -57,7 +59,7 @@ _FOREIGN: Final = "APIRouter|AsyncConnection|AsyncEngine|BaseModel|BaseSettings|
 nitpick_ignore_regex = [
     ("py:.*", rf"(.*\.)?({_FOREIGN})"),
     # Types of one module that nobody else names: what a function takes is said in its own description.
-    ("py:class", r"Submission|Action"),
+    ("py:class", r"(.*\.)?(Submission|Action|Whose)"),
 ]
 
 # Autodoc imports with TYPE_CHECKING set, which FastAPI's models do not survive; what is imported already stays.
@@ -108,7 +110,7 @@ def where_it_is_defined(app: Sphinx, env: BuildEnvironment, node: pending_xref, 
     )
 
 
-def plain_returns(self: GoogleDocstring, *_: Any) -> list[tuple[str, str, list[str]]]:
+def plain_returns(self: GoogleDocstring, *_args: Any, **_kwargs: Any) -> list[tuple[str, str, list[str]]]:
     """Read what stands below "Returns:" as prose: types stand in the signature, and a colon does not end one here."""
     lines = self._dedent(self._consume_to_next_section())
     return [("", "", lines)] if lines else []
