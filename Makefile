@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo screenshots servers test chaos bench lint format lock clean
+.PHONY: help install demo screenshots servers test chaos bench docs lint format lock clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -40,6 +40,11 @@ chaos: $(STAMP) ## Break everything at random for SECONDS=120 (and SEED=...), th
 bench: $(STAMP) ## Measure on this machine, half an hour; ONLY=pickup (or throughput, model, ...) for one part
 	@$(BIN)/python -m benchmarks $(ONLY)
 
+docs: $(STAMP) ## Build the documentation site into docs/_build; every warning is an error
+	$(BIN)/python -m tests.docs.pages
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --nitpicky --quiet --builder html docs docs/_build/html
+	@echo "Open docs/_build/html/index.html"
+
 lint: $(STAMP) ## Check style, types, import contracts, dead code and dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -62,4 +67,4 @@ lock: ## Resolve the dependencies anew (needs uv)
 		--generate-hashes --no-header --no-emit-index-url --no-annotate --output-file requirements/peers.lock
 
 clean: ## Remove .venv, .venv-peers and caches
-	rm -rf $(VENV) .venv-peers .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-peers .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache docs/_build

@@ -94,7 +94,7 @@ def create_engine(
     """Make an engine with time-outs everywhere. It connects on first use.
 
     Args:
-        url: See :func:`parse_database_url`.
+        url: As people write it for PostgreSQL, for any driver; options that the driver does not know are refused.
         pool_size: Connections that are kept; no more are opened.
         timeout_seconds: Longest wait for a free connection, for connecting, and for one statement.
         pgbouncer: True behind PgBouncer in transaction mode. Then the connections are pooled there alone,

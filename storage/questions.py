@@ -101,8 +101,8 @@ async def publish_questions(
             ``name`` and ``description``), ``reference_answer`` and ``learning_outcome_name``.
 
     Returns:
-        One mapping a question, in the order given: ``module_slug``, ``question_id``, ``question_digest``
-        and ``published``: false where this content was current already.
+        One mapping a question, in the order given, with ``module_slug``, ``question_id``, ``question_digest``
+        and ``published``, which is false where this content was current already.
 
     Raises:
         InvalidInputError: A question breaks a rule, or one is given twice; nothing was published.

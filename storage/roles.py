@@ -89,7 +89,7 @@ def grant_statements(roles: Mapping[str, str]) -> list[str]:
         roles: The role's name in the database by its part: ``web``, ``worker``, ``ops``.
 
     Returns:
-        SQL statements: the roles are created if they are missing, then what they may is taken away, then given.
+        SQL statements that create roles that are missing, then take away what each may, then give it.
     """
     statements = [_create_statement(name) for name in roles.values()]
     for part, tables in PRIVILEGES.items():
