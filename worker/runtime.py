@@ -137,7 +137,7 @@ class Runtime:
         self.on_failure: Callable[[], None] = self.hurry.set
         self.redis_is_away: Callable[[], bool] = lambda: False
         self._postgres = Outage("PostgreSQL", "What messages name is found by the sweep when it is back.")
-        # Makes what /metrics answers; set before the start by whoever measures.
+        # Makes what /metrics answers, if that shall not be our own metrics; set before the start.
         self.exposition: Callable[[], Awaitable[bytes]] | None = None
         self.http: HttpPort | None = None
         self._stopping = False
@@ -175,13 +175,14 @@ class Runtime:
             return
         # Imported here: a worker without the port needs no server.
         from worker.http.port import HttpPort  # noqa: PLC0415
+        from worker.telemetry.metrics import WorkerMetrics  # noqa: PLC0415
 
         self.http = HttpPort(
             self.settings,
             self._redis,
             ended=lambda: [task.get_name() for task in self._loops if task.done()],
             stopping=lambda: self._stopping,
-            metrics=self.exposition,
+            metrics=self.exposition or WorkerMetrics(self).exposition,
         )
         await self.http.start()
 
