@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alembic.script import ScriptDirectory
 from sqlalchemy import Column, MetaData, String, Table, delete, insert, inspect, select, text, update
 
 from alembic import op
+from storage.migration_files import migrations_folder
 from storage.tables import VERSION_TABLE
 
 if TYPE_CHECKING:
@@ -16,13 +16,6 @@ if TYPE_CHECKING:
 
 # As Alembic itself makes it.
 _versions = Table(VERSION_TABLE, MetaData(), Column("version_num", String(32), primary_key=True))
-
-
-def migrations_folder() -> Path:
-    """Where the migrations are: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
-    installed = package / "alembic"
-    return installed if installed.is_dir() else package.parent / "alembic"
 
 
 def _scripts(since: str | None, until: str | None) -> list[Script]:

@@ -9,9 +9,8 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 from storage import create_engine
-from storage.history import migrations_folder
+from storage.migration_files import migrations_folder
 from storage.translation import translated
-from worker.migration_files import migrations_folder
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

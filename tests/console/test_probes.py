@@ -13,6 +13,7 @@ from sqlalchemy.engine import make_url
 
 from producers.bell import Bell, connect_redis
 from producers.contract import ScoreResponses
+from storage.migration_files import newest_revision
 from storage.tables import VERSION_TABLE
 from tests.console.conftest import free_port
 from tests.databases import ROOT, raw_connection, upgrade
@@ -20,7 +21,6 @@ from tests.producers.proxy import Proxy
 from tests.producers.waiting import eventually
 from tests.worker.scripted import submit_answers
 from worker.http.probes import HANGS_SECONDS, Watchdog, judge_revision
-from worker.migration_files import newest_revision
 from worker.migrations import head_revision
 
 if TYPE_CHECKING:

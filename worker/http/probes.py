@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError
 
 from storage.errors import StorageError
+from storage.migration_files import newest_revision
 from storage.reading import reading
 from storage.schema import schema_revision
 from storage.translation import translated
 from worker.http.shared_look import SharedLook
-from worker.migration_files import newest_revision
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import storage
-
 
 def migrations_folder() -> Path:
     """Where the migrations are: inside the installed package, or beside it in a checkout."""
-    package = Path(storage.__file__).parent
+    package = Path(__file__).parent
     installed = package / "alembic"
     return installed if installed.is_dir() else package.parent / "alembic"
 
