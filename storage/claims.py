@@ -152,9 +152,9 @@ async def claim_assessment_responses(
     """Move what lies under an anonymous token to a user, in the caller's transaction.
 
     Answers to questions which the user has already answered stay where they are, and so do drafts of questions of
-    which he has a draft or an answer, and whatever arrives later
-    under the same token, until the next claim. Safe when run twice or by several at once. The
-    web app's database role may not do this: it calls ``producer.claim``, and a worker does the rest.
+    which he has a draft or an answer, and whatever arrives later under the same token, until the next claim. Safe when
+    run twice or by several at once. The web app's database role may not do this: it calls ``producer.claim``, and a
+    worker does the rest.
 
     Args:
         conn: The caller's connection, in READ COMMITTED; nothing is committed here.

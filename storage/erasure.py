@@ -29,15 +29,14 @@ _OWNED = text("""
     ORDER BY response_id
 """)
 
-# Before the responses, as claims lock them; those that a claim moves meanwhile go too.
+# Before the responses, and in the order in which claims lock them.
 _FORGET_DRAFTS = text("""
-    DELETE FROM assessment_drafts AS d
-    USING (
+    WITH locked AS MATERIALIZED (
         SELECT draft_id FROM assessment_drafts
         WHERE user_id = CAST(:user_id AS integer) OR anonymous_token = CAST(:anonymous_token AS text)
-        ORDER BY draft_id
-    ) AS erased
-    WHERE d.draft_id = erased.draft_id
+        ORDER BY draft_id FOR UPDATE
+    )
+    DELETE FROM assessment_drafts AS d USING locked WHERE d.draft_id = locked.draft_id
 """)
 
 # Handoffs before scores: a settlement that holds one is waited for, and the next statement sees its score; one that

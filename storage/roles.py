@@ -55,7 +55,7 @@ PRIVILEGES: Mapping[str, Mapping[str, str]] = {
         "scoring_handoffs": "SELECT, DELETE, INSERT (response_id, question_digest, lane, due_at), UPDATE",
         "assessment_scores": "SELECT, DELETE",
         "assessment_claims": "SELECT, DELETE",
-        "assessment_drafts": "SELECT, DELETE",
+        "assessment_drafts": "SELECT, DELETE, UPDATE (saved_at)",
         "scoring_workers": "SELECT",
         "scoring_runs": "SELECT, INSERT (kind, filters, started_by, until_response_id, expected), "
         "UPDATE (last_response_id, changed, updated_at, finished_at)",
