@@ -29,11 +29,16 @@ _OWNED = text("""
     ORDER BY response_id
 """)
 
+# His drafts now; whoever owns them then, they go as the answers do.
+_DRAFTED = text("""
+    SELECT draft_id FROM assessment_drafts
+    WHERE user_id = CAST(:user_id AS integer) OR anonymous_token = CAST(:anonymous_token AS text)
+""")
+
 # Before the responses, and in the order in which claims lock them.
 _FORGET_DRAFTS = text("""
     WITH locked AS MATERIALIZED (
-        SELECT draft_id FROM assessment_drafts
-        WHERE user_id = CAST(:user_id AS integer) OR anonymous_token = CAST(:anonymous_token AS text)
+        SELECT draft_id FROM assessment_drafts WHERE draft_id = ANY (CAST(:draft_ids AS bigint[]))
         ORDER BY draft_id FOR UPDATE
     )
     DELETE FROM assessment_drafts AS d USING locked WHERE d.draft_id = locked.draft_id
@@ -94,7 +99,8 @@ async def erase_responses(
     with translated():
         erased = {"assessment_claims": (await conn.execute(_FORGET_CLAIMS, whose)).rowcount}
         which = {"response_ids": list((await conn.execute(_OWNED, whose)).scalars())}
-        erased["assessment_drafts"] = (await conn.execute(_FORGET_DRAFTS, whose)).rowcount
+        drafted = {"draft_ids": list((await conn.execute(_DRAFTED, whose)).scalars())}
+        erased["assessment_drafts"] = (await conn.execute(_FORGET_DRAFTS, drafted)).rowcount
         erased["scoring_handoffs"] = (await conn.execute(_FORGET_HANDOFFS, which)).rowcount
         erased["assessment_scores"] = (await conn.execute(_FORGET_SCORES, which)).rowcount
         erased["assessment_responses"] = (await conn.execute(_FORGET_RESPONSES, which)).rowcount

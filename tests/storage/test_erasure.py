@@ -174,8 +174,9 @@ async def test_an_owner_must_be_named(conn: AsyncConnection, owner: dict[str, An
     "statement",
     [
         erasure._FORGET_CLAIMS,
-        erasure._FORGET_DRAFTS,
         erasure._OWNED,
+        erasure._DRAFTED,
+        erasure._FORGET_DRAFTS,
         erasure._FORGET_HANDOFFS,
         erasure._FORGET_SCORES,
         erasure._FORGET_RESPONSES,
@@ -183,7 +184,7 @@ async def test_an_owner_must_be_named(conn: AsyncConnection, owner: dict[str, An
 )
 async def test_every_statement_has_an_index(conn: AsyncConnection, statement: TextClause) -> None:
     """However many answers others have, no table is read from one end to the other."""
-    given = {"user_id": 3, "anonymous_token": None, "response_ids": [1, 2]}
+    given = {"user_id": 3, "anonymous_token": None, "response_ids": [1, 2], "draft_ids": [1, 2]}
     await conn.execute(text("SET LOCAL enable_seqscan = off"))
 
     explained = await conn.execute(
