@@ -23,6 +23,8 @@ SCORING = (sys.executable, "-c", "from worker.cli import main; main()")
 
 # The worker's own default.
 HTTP_PORT = 8422
+# What a worker logs when it takes answers; from then on it ends in peace when it is told to.
+READY = "The worker is ready."
 
 
 class WorkerFailedError(RuntimeError):
@@ -54,7 +56,7 @@ def stop_worker(process: subprocess.Popen[bytes], log: Path) -> None:
     """Stop a worker as an operator would.
 
     Raises:
-        WorkerFailedError: It did not exit with 0 when it was told to stop.
+        WorkerFailedError: It did not exit with 0 when it was told to stop, though it had started.
     """
     process.send_signal(signal.SIGTERM)
     try:
@@ -62,6 +64,8 @@ def stop_worker(process: subprocess.Popen[bytes], log: Path) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         exit_status = process.wait()
+    if exit_status == -signal.SIGTERM and READY not in log.read_text(errors="replace"):
+        return  # told before it could listen; it has taken nothing
     if exit_status:
         raise WorkerFailedError(f"The worker exited with {exit_status}:\n{tail(log)}")
 
