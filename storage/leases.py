@@ -61,14 +61,15 @@ def _lease(which: str, *, returning: str = "") -> TextClause:
         FROM due CROSS JOIN relaxed JOIN assessment_responses AS r ON r.response_id = due.response_id
         WHERE h.handoff_id = due.handoff_id
         RETURNING h.handoff_id, h.response_id, h.question_digest, h.lane, h.lease_token, h.attempts,
-            h.postponements, h.suspicions, h.lease_losses, CAST(h.trace_context AS text), r.answer_text, CAST(r.answer_metadata AS text)
+            h.postponements, h.suspicions, h.lease_losses, CAST(h.trace_context AS text),
+            CAST(extract(epoch FROM statement_timestamp() - due.due_at) AS double precision) AS waited_seconds, r.answer_text, CAST(r.answer_metadata AS text)
             {returning}
     """)
 
 
 # Lease what a message names, as far as it is due. SKIP LOCKED: what another worker is leasing is his.
 _LEASE_BY_IDS = _lease(f"""
-    SELECT h.handoff_id, h.response_id FROM scoring_handoffs AS h
+    SELECT h.handoff_id, h.response_id, h.due_at FROM scoring_handoffs AS h
     WHERE h.response_id = ANY (CAST(:response_ids AS bigint[])) AND {DUE} AND {LOSSES} < {SUSPECT_AFTER_LOSSES}
     ORDER BY h.handoff_id LIMIT :limit
     FOR UPDATE OF h SKIP LOCKED
@@ -105,7 +106,7 @@ _PULL_SUSPECTS = _lease(f"""
         ) AS size FROM oldest
     )
     SELECT * FROM (
-        SELECT h.handoff_id, h.response_id FROM scoring_handoffs AS h
+        SELECT h.handoff_id, h.response_id, h.due_at FROM scoring_handoffs AS h
         WHERE {DUE} AND {MAY_BE_SUSPECT} AND {LOSSES} = (SELECT losses FROM oldest)
         ORDER BY h.due_at, h.handoff_id LIMIT coalesce((SELECT size FROM size), 0)
         FOR UPDATE OF h SKIP LOCKED
@@ -181,7 +182,8 @@ async def lease_handoffs(
 
     Returns:
         One mapping a lease: ``handoff_id``, ``response_id``, ``question_digest``, ``lane``, ``lease_token``,
-        the counters, ``trace_context``, ``answer_text`` and ``answer_metadata``.
+        the counters, ``trace_context``, ``waited_seconds`` (since it was due), ``answer_text`` and
+        ``answer_metadata``.
     """
     given = {
         "response_ids": list(response_ids),

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 from storage.claims import apply_claim
 from storage.errors import StorageUnavailableError
 from storage.translation import translated
+from worker.observer import NOBODY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from worker.observer import Observer
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +26,9 @@ TRIES = 3
 class Claimer:
     """Moves what students answered anonymously to the users they turned out to be."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, *, observer: Observer = NOBODY) -> None:
         self._engine = engine
+        self._observer = observer
 
     async def apply(self, claim_ids: Sequence[int]) -> int:
         """Apply claims. One that fails does not keep the others, and is announced again by the sweep.
@@ -56,5 +60,6 @@ class Claimer:
                 if applied is None:
                     return 0
                 logger.info("A claim was applied.", extra=applied)
+                self._observer.claimed(applied["moved"])
                 return int(applied["moved"])
         raise AssertionError  # the last round returns or raises

@@ -181,7 +181,7 @@ class Intake:
                 limit=limit,
             )
 
-        taken = await self._leasing.lease(by_ids, room, certain=True)
+        taken = await self._leasing.lease(by_ids, room, source="message", certain=True)
         if asked < room:
             self.more("live")  # the rate limits end sooner than the slots
         return taken
@@ -306,7 +306,7 @@ class Intake:
             )
             return pulled
 
-        await self._leasing.lease(by_lane, room, lane=lane)
+        await self._leasing.lease(by_lane, room, source="pull", lane=lane)
         return cursor.pulled(pulled, asked)
 
     async def _score_alone(self) -> None:
@@ -338,7 +338,7 @@ class Intake:
                     limit=limit,
                 )
 
-            if await self._leasing.lease(suspects, room):
+            if await self._leasing.lease(suspects, room, source="suspects"):
                 await self._until_empty()
         finally:
             self._alone = False

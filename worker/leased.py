@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from worker.scorers.protocol import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from uuid import UUID
+
+    # What led to a lease: a message that named the answer, a look for what is due, or one for suspects.
+    Source = Literal["message", "pull", "suspects"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +29,14 @@ class Lease:
     suspicions: int
     lease_losses: int
     answer: Answer = field(repr=False)
+    # Between the moment it was due and the lease.
+    waited_seconds: float = 0.0
+    source: Source = "pull"
+    # Where the submit's trace goes on, in the words of the W3C's "Trace Context".
+    trace_context: Mapping[str, Any] | None = field(default=None, repr=False)
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Lease:
+    def from_row(cls, row: Mapping[str, Any], source: Source = "pull") -> Lease:
         """Take over a row of ``storage.leases``."""
         return cls(
             handoff_id=row["handoff_id"],
@@ -41,6 +49,9 @@ class Lease:
             suspicions=row["suspicions"],
             lease_losses=row["lease_losses"],
             answer=Answer(row["response_id"], row["answer_text"], row["answer_metadata"]),
+            waited_seconds=row["waited_seconds"],
+            source=source,
+            trace_context=row["trace_context"],
         )
 
     def under(self, lease_token: UUID) -> Lease:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+    from worker.leased import Source
     from worker.pool import ScoringPool
     from worker.question_cache import QuestionCache
     from worker.rate_limits import RateLimits
@@ -64,7 +65,13 @@ class Leasing:
         return bool(self._tasks)
 
     async def lease(
-        self, statement: Statement, room: int, *, lane: str = "live", certain: bool = False
+        self,
+        statement: Statement,
+        room: int,
+        *,
+        source: Source,
+        lane: str = "live",
+        certain: bool = False,
     ) -> int:
         """Run a lease statement, for as many as the rate limits grant, and start what it returns.
 
@@ -74,6 +81,7 @@ class Leasing:
         Args:
             statement: Not run where nothing is granted.
             room: How many slots it may fill.
+            source: What led to it.
             lane: Whose permits are used.
             certain: Whether as many as ``room`` are known to be due.
 
@@ -82,7 +90,7 @@ class Leasing:
         """
         self.reserved += room
         task = asyncio.get_running_loop().create_task(
-            self._lease_and_start(statement, room, lane=lane, certain=certain), name="lease"
+            self._lease_and_start(statement, room, source=source, lane=lane, certain=certain), name="lease"
         )
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -99,7 +107,9 @@ class Leasing:
             task.exception()  # whoever asked may be gone; then nobody else would fetch it
         self._on_end()
 
-    async def _lease_and_start(self, statement: Statement, room: int, *, lane: str, certain: bool) -> int:
+    async def _lease_and_start(
+        self, statement: Statement, room: int, *, source: Source, lane: str, certain: bool
+    ) -> int:
         leases: list[Lease] = []
         started: set[int] = set()
         granted = 0
@@ -110,7 +120,7 @@ class Leasing:
             asked_at = time.monotonic()
             with translated():
                 async with single_statements(self._engine) as conn:
-                    leases = [Lease.from_row(row) for row in await statement(conn, granted)]
+                    leases = [Lease.from_row(row, source) for row in await statement(conn, granted)]
                 questions = await self._questions.get(lease.question_digest for lease in leases)
             self.reserved -= room
             room = 0

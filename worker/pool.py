@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from worker.decisions import Surroundings, decide, hand_back, storable_reason
+from worker.observer import NOBODY
 from worker.scorers.outcomes import AttemptFailed, Misconfigured, ProviderTrouble, ScoringError
 from worker.scorers.protocol import Score
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from worker.breaker import Breaker
     from worker.decisions import Transition
     from worker.leased import Lease
+    from worker.observer import Observer
     from worker.scorers.protocol import Question, Scorer, Usage
     from worker.settler import Settler
 
@@ -77,6 +79,7 @@ class ScoringPool:
         answer_seconds: Longest time with the scorer; nobody renews the lease beyond it.
         max_attempts: So many failed attempts, and the handoff is dead.
         on_change: Called when a slot or the whole pool becomes free.
+        observer: Told of every answer that goes to the scorer, and how it comes back.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class ScoringPool:
         answer_seconds: float,
         max_attempts: int,
         on_change: Callable[[], None],
+        observer: Observer = NOBODY,
     ) -> None:
         self._scorer = scorer
         self._settler = settler
@@ -99,6 +103,7 @@ class ScoringPool:
         self._answer_seconds = answer_seconds
         self._max_attempts = max_attempts
         self._on_change = on_change
+        self._observer = observer
         self._held: dict[int, _Held] = {}
         self._scoring: dict[str, int] = {"live": 0, "bulk": 0}
         self._successes = 0
@@ -134,6 +139,11 @@ class ScoringPool:
         oldest = time.monotonic() - self._answer_seconds
         return [(number, held.lease_token) for number, held in self._held.items() if held.since > oldest]
 
+    def is_scoring(self, handoff_id: int) -> bool:
+        """Whether this handoff's answer is with the scorer."""
+        held = self._held.get(handoff_id)
+        return held is not None and held.scoring is not None and not held.scoring.done()
+
     def start(self, lease: Lease, question: Question) -> None:
         """Send an answer to the scorer; returns at once."""
         if held := self._held.get(lease.handoff_id):
@@ -145,6 +155,7 @@ class ScoringPool:
         if self._stopping:
             self._settler.put(lease, hand_back(lease))
             return
+        self._observer.leased(lease)
         self._scoring[lease.lane] += 1
         self._breaker.started(lease.handoff_id)
         held.scoring = asyncio.get_running_loop().create_task(
@@ -203,6 +214,8 @@ class ScoringPool:
         lease = held.lease.under(held.lease_token)
         self._scoring[lease.lane] -= 1
         outcome = _AMISS if task.cancelled() or task.exception() else task.result()
+        interrupted = task.cancelled() and self._stopping
+        self._observer.scored(lease, None if interrupted else outcome, time.monotonic() - held.since)
         try:
             self._on_cost(lease.handoff_id, outcome.usage if isinstance(outcome, Score) else None)
         except Exception as exc:  # noqa: BLE001 - foreign values
@@ -210,7 +223,7 @@ class ScoringPool:
             outcome = _AMISS
         if held.given_up:
             return
-        if task.cancelled() and self._stopping:
+        if interrupted:
             self._breaker.abandoned(lease.handoff_id)
             self._settler.put(lease, hand_back(lease))
             self._on_change()
@@ -248,6 +261,7 @@ class ScoringPool:
         time_limit = asyncio.timeout(self._answer_seconds)
         try:
             async with time_limit:
+                self._observer.scoring(lease)
                 score: object = await self._scorer.score(question, lease.answer)
             if not isinstance(score, Score):
                 return AttemptFailed(f"The scorer returned a {type(score).__name__} and no Score.")

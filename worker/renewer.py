@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING
 from storage.engine import single_statements
 from storage.leases import renew_leases
 from storage.translation import translated
+from worker.observer import NOBODY
 from worker.outage import Outage
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from worker.observer import Observer
     from worker.pool import ScoringPool
     from worker.settler import Settler
 
@@ -34,12 +38,15 @@ class Renewer:
         *,
         lease_seconds: float,
         renew_seconds: float,
+        observer: Observer = NOBODY,
     ) -> None:
         self._engine = engine
         self._pool = pool
         self._settler = settler
         self._lease_seconds = lease_seconds
         self._renew_seconds = renew_seconds
+        self._observer = observer
+        self._lost: set[tuple[int, UUID]] = set()
         self._outage = Outage("PostgreSQL", "Leases cannot be renewed; they are not lost while it is away.")
 
     @property
@@ -61,7 +68,13 @@ class Renewer:
             return 0
         with translated():
             async with single_statements(self._engine) as conn:
-                return len(await renew_leases(conn, leases, lease_seconds=self._lease_seconds))
+                renewed = await renew_leases(conn, leases, lease_seconds=self._lease_seconds)
+        # One that is missing without its answer being with the scorer is being settled by us.
+        lost = {lease for lease in leases if lease[0] not in renewed and self._pool.is_scoring(lease[0])}
+        if new := lost - self._lost:
+            self._observer.lost(len(new))
+        self._lost = lost
+        return len(renewed)
 
     async def run(self) -> None:
         """Renew for ever."""

@@ -17,6 +17,7 @@ from worker.claiming import Claimer
 from worker.ending import end
 from worker.heartbeat import Heartbeat
 from worker.intake import Intake
+from worker.observer import Observers
 from worker.outage import Outage
 from worker.pool import ScoringPool
 from worker.question_cache import QuestionCache
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from producers.contract import Drain
     from worker.http.port import HttpPort
+    from worker.observer import Observer
     from worker.scorers.protocol import Scorer
     from worker.settings import ScoringSettings
 
@@ -66,6 +68,9 @@ class Runtime:
             settings.redis_url.get_secret_value(),
             timeout_seconds=min(NEWS_TIMEOUT_SECONDS, settings.redis_timeout_seconds),
         )
+        # Who wants to watch is in here before the work starts.
+        self.observers: list[Observer] = []
+        observer = Observers(self.observers)
         self.bell = Bell(self._redis)
         self.breaker = Breaker()
         self.rate_limits = RateLimits(
@@ -76,7 +81,9 @@ class Runtime:
             expected_tokens=EXPECTED_INPUT_TOKENS + settings.llm_max_output_tokens,
             fleet=lambda: self.heartbeat.fleet,
         )
-        self.settler = Settler(self.engine, max_attempts=settings.max_attempts, on_done=self._done)
+        self.settler = Settler(
+            self.engine, max_attempts=settings.max_attempts, on_done=self._done, observer=observer
+        )
         self.pool = ScoringPool(
             scorer=self._scorer,
             settler=self.settler,
@@ -86,6 +93,7 @@ class Runtime:
             answer_seconds=settings.answer_seconds,
             max_attempts=settings.max_attempts,
             on_change=self._changed,
+            observer=observer,
         )
         self.renewer = Renewer(
             self.engine,
@@ -93,6 +101,7 @@ class Runtime:
             self.settler,
             lease_seconds=settings.lease_seconds,
             renew_seconds=settings.renewal_seconds,
+            observer=observer,
         )
         self.intake = Intake(
             self.engine,
@@ -106,7 +115,7 @@ class Runtime:
             on_room=self._room_back,
             lease_seconds=settings.lease_seconds,
         )
-        self.claimer = Claimer(self.engine)
+        self.claimer = Claimer(self.engine, observer=observer)
         self.sweep = Sweep(
             self.engine,
             bell=self.bell,
@@ -114,6 +123,7 @@ class Runtime:
             claimer=self.claimer,
             lease_seconds=settings.lease_seconds,
             sweep_seconds=settings.sweep_seconds,
+            observer=observer,
         )
         self.shared_breaker = SharedBreaker(
             self._news,

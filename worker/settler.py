@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections import Counter, deque
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DataError, IntegrityError
@@ -22,6 +23,7 @@ from storage.settlements import (
 )
 from storage.translation import translated
 from worker.decisions import Bury, Fail, HandBack, Postpone, Settle, handoff_of, unstorable
+from worker.observer import NOBODY
 from worker.outage import Outage
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from storage.settlements import Release
     from worker.decisions import Transition
     from worker.leased import Lease
+    from worker.observer import Observer, Result
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +67,15 @@ def _log(lease: Lease, what: Transition) -> None:
             logger.info("An answer is tried again later.", extra=about)
 
 
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    """A transition that waits to be performed, since some moment of the monotonic clock."""
+
+    lease: Lease
+    transition: Transition
+    since: float
+
+
 class Settler:
     """Writes scores and releases; while one commit is in flight, the next batch gathers.
 
@@ -74,19 +86,28 @@ class Settler:
         engine: Where the tables are.
         max_attempts: For the attempt that fails because its score cannot be stored.
         on_done: Told about every handoff that this worker is done with.
+        observer: Told how every lease ended.
     """
 
-    def __init__(self, engine: AsyncEngine, *, max_attempts: int, on_done: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        max_attempts: int,
+        on_done: Callable[[int], None],
+        observer: Observer = NOBODY,
+    ) -> None:
         self._engine = engine
         self._max_attempts = max_attempts
         self._on_done = on_done
-        self._waiting: list[tuple[Lease, Transition]] = []
+        self._observer = observer
+        self._waiting: list[_Decided] = []
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._outage = Outage("PostgreSQL", "Finished scores wait in memory and are written when it is back.")
         self.counts: Counter[str] = Counter()
-        self._set_aside_until: deque[tuple[float, Lease, Transition]] = deque()
+        self._set_aside_until: deque[tuple[float, _Decided]] = deque()
         self._busy: set[int] = set()
         self._reported: Counter[str] = Counter()
         self._report_at = 0.0
@@ -98,7 +119,7 @@ class Settler:
 
     def put(self, lease: Lease, transition: Transition) -> None:
         """Have a transition performed; returns at once."""
-        self._waiting.append((lease, transition))
+        self._waiting.append(_Decided(lease, transition, time.monotonic()))
         self._idle.clear()
         self._arrived.set()
 
@@ -114,7 +135,7 @@ class Settler:
                 batch = self._waiting[:MAX_BATCH]
                 del self._waiting[:MAX_BATCH]
                 for kind in (Settle, Fail, Postpone, Bury, HandBack):
-                    if chosen := [(lease, what) for lease, what in batch if isinstance(what, kind)]:
+                    if chosen := [decided for decided in batch if isinstance(decided.transition, kind)]:
                         await self._perform(kind, chosen)
             if not self._set_aside_until:
                 self._idle.set()
@@ -130,8 +151,7 @@ class Settler:
                 await self._arrived.wait()
         self._arrived.clear()
         while self._set_aside_until and self._set_aside_until[0][0] <= time.monotonic():
-            _, lease, transition = self._set_aside_until.popleft()
-            self._waiting.append((lease, transition))
+            self._waiting.append(self._set_aside_until.popleft()[1])
 
     def _report(self) -> None:
         """Say now and then how it goes, so that a worker's log shows that it works."""
@@ -141,13 +161,13 @@ class Settler:
             self._reported = self.counts.copy()
             self._report_at = time.monotonic() + REPORT_SECONDS
 
-    async def _perform(self, kind: type[Transition], batch: list[tuple[Lease, Transition]]) -> None:
+    async def _perform(self, kind: type[Transition], batch: list[_Decided]) -> None:
         """Perform transitions of one kind. Tries again while PostgreSQL is away; halves what it refuses."""
         pause_seconds = FIRST_PAUSE_SECONDS
         doubtful = False  # whether a try before may have been committed without our learning of it
         while True:
             try:
-                performed = await self._execute(kind, [what for _, what in batch])
+                performed = await self._execute(kind, [decided.transition for decided in batch])
             except StorageBusyError:
                 return await self._set_aside(kind, batch)
             except (InvalidInputError, DataError, IntegrityError, ValueError, TypeError):
@@ -164,18 +184,18 @@ class Settler:
                 self._account(kind, batch, performed, doubtful=doubtful)
                 return None
 
-    async def _set_aside(self, kind: type[Transition], batch: list[tuple[Lease, Transition]]) -> None:
+    async def _set_aside(self, kind: type[Transition], batch: list[_Decided]) -> None:
         """Somebody holds a row of the batch locked: find it and try it again later; the others must not wait for it."""
         if len(batch) > 1:
             middle = len(batch) // 2
             await self._perform(kind, batch[:middle])
             await self._perform(kind, batch[middle:])
             return
-        lease = batch[0][0]
+        lease = batch[0].lease
         if lease.handoff_id not in self._busy:
             self._busy.add(lease.handoff_id)
             logger.info("A handoff is locked by somebody else.", extra={"response_id": lease.response_id})
-        self._set_aside_until.append((time.monotonic() + BUSY_PAUSE_SECONDS, *batch[0]))
+        self._set_aside_until.append((time.monotonic() + BUSY_PAUSE_SECONDS, batch[0]))
 
     async def _execute(self, kind: type[Transition], batch: list[Transition]) -> frozenset[int]:
         with translated():
@@ -186,18 +206,18 @@ class Settler:
                 releases = [what.release for what in batch if not isinstance(what, Settle)]
                 return await _RELEASING[kind](conn, releases)
 
-    async def _split(self, kind: type[Transition], batch: list[tuple[Lease, Transition]]) -> None:
+    async def _split(self, kind: type[Transition], batch: list[_Decided]) -> None:
         """One bad row fails a whole statement: find it, and let only its attempt fail."""
         if len(batch) > 1:
             middle = len(batch) // 2
             await self._perform(kind, batch[:middle])
             await self._perform(kind, batch[middle:])
             return
-        lease, _ = batch[0]
+        lease = batch[0].lease
         if kind is Settle:
             replacement = unstorable(lease, max_attempts=self._max_attempts)
             logger.error("PostgreSQL refused to store a score.", extra={"response_id": lease.response_id})
-            await self._perform(type(replacement), [(lease, replacement)])
+            await self._perform(type(replacement), [replace(batch[0], transition=replacement)])
         else:
             # Its lease runs out by itself.
             self._busy.discard(lease.handoff_id)
@@ -206,17 +226,21 @@ class Settler:
     def _account(
         self,
         kind: type[Transition],
-        batch: list[tuple[Lease, Transition]],
+        batch: list[_Decided],
         performed: frozenset[int],
         *,
         doubtful: bool,
     ) -> None:
-        for lease, what in batch:
-            name = kind.__name__.lower()
-            if handoff_of(what) in performed:
+        name = kind.__name__.lower()
+        for decided in batch:
+            lease = decided.lease
+            result: Result = "too_late"
+            if handoff_of(decided.transition) in performed:
+                result = "committed"
                 self.counts[name] += 1
-                _log(lease, what)
+                _log(lease, decided.transition)
             elif doubtful:
+                result = "in_doubt"
                 self.counts[f"{name}_in_doubt"] += 1
             else:
                 # Somebody else settled it first, or it was replaced or revoked meanwhile.
@@ -224,5 +248,6 @@ class Settler:
                 logger.info(
                     "A result came too late and was dropped.", extra={"response_id": lease.response_id}
                 )
+            self._observer.ended(lease, decided.transition, result, time.monotonic() - decided.since)
             self._busy.discard(lease.handoff_id)
             self._on_done(lease.handoff_id)

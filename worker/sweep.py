@@ -15,6 +15,7 @@ from storage.leases import bury_lost
 from storage.sweeps import overdue, revive_missed
 from storage.translation import translated
 from worker.ending import end, undisturbed
+from worker.observer import NOBODY
 from worker.outage import Outage
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from producers.bell import Bell
     from worker.claiming import Claimer
     from worker.intake import Intake
+    from worker.observer import Observer
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class Sweep:
         claimer: The same for claims.
         lease_seconds: How long leases last.
         sweep_seconds: Pause between two sweeps.
+        observer: Told what each sweep found.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Sweep:
         claimer: Claimer,
         lease_seconds: float,
         sweep_seconds: float,
+        observer: Observer = NOBODY,
     ) -> None:
         self._engine = engine
         self._bell = bell
@@ -67,6 +71,7 @@ class Sweep:
         self._claimer = claimer
         self._lease_seconds = lease_seconds
         self._sweep_seconds = sweep_seconds
+        self._observer = observer
         self._sweeps = 0
         self._revived_up_to = 0
         self._postgres = Outage("PostgreSQL", "Nothing is swept until it is back.")
@@ -122,6 +127,7 @@ class Sweep:
         if claim_ids and _is_over(self._applying):
             apply = self._claimer.apply(claim_ids)
             self._applying = asyncio.get_running_loop().create_task(apply, name="sweep-claims")
+        self._observer.swept(counts)
         return counts
 
     def _serve(self, drains: list[Drain]) -> None:

@@ -62,6 +62,8 @@ async def test_a_lease_carries_all_that_scoring_needs(conn: AsyncConnection) -> 
     )
 
     assert before is not None
+    # Submitted and leased in one transaction: due since its start.
+    assert 0 < leases[0].pop("waited_seconds") < EVER_SECONDS
     assert leases == [
         {
             "handoff_id": before["handoff_id"],
