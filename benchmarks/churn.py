@@ -94,7 +94,7 @@ class Churn:
 
     async def _settle(self, conn: Any, leases: Any) -> Any:
         return await settle_handoffs(
-            conn, [Settlement(lease["handoff_id"], "m", "1", SCORE) for lease in leases]
+            conn, [Settlement(lease["handoff_id"], lease["created_at"], "m", "1", SCORE) for lease in leases]
         )
 
     async def sizes(self) -> Any:

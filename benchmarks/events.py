@@ -41,7 +41,7 @@ _HOST = "127.0.0.1"
 
 # Connections of the measured process.
 _CONNECTIONS = text("SELECT count(*) FROM pg_stat_activity WHERE application_name = :name")
-_WAITING = text("SELECT handoff_id, response_id FROM scoring_handoffs ORDER BY handoff_id")
+_WAITING = text("SELECT handoff_id, created_at, response_id FROM scoring_handoffs ORDER BY handoff_id")
 
 
 class Reader:
@@ -120,7 +120,7 @@ async def _figures(port: int) -> dict[str, float]:
         return dict((await client.get(f"http://{_HOST}:{port}/figures", timeout=30)).json())
 
 
-async def _prepare(line: Pipeline) -> list[tuple[int, int]]:
+async def _prepare(line: Pipeline) -> list[dict[str, Any]]:
     """Give each student answers; returns handoff and response of those that will be scored, in any order."""
     async with raw_connection(line.servers.database_url) as connection:
         await connection.execute(
@@ -130,21 +130,23 @@ async def _prepare(line: Pipeline) -> list[tuple[int, int]]:
         for start in range(0, SCORES + STREAMS, 500):
             given = range(start, min(start + 500, SCORES + STREAMS))
             await submit_responses(conn, [{**ANSWER, "user_id": number % STREAMS + 1} for number in given])
-        waiting = [(int(row[0]), int(row[1])) for row in await conn.execute(_WAITING)]
+        waiting = [dict(row) for row in (await conn.execute(_WAITING)).mappings()]
     chosen = random.Random(1)  # noqa: S311 - always the same
     return chosen.sample(waiting, SCORES)
 
 
-async def _settle(line: Pipeline, waiting: list[tuple[int, int]]) -> dict[int, float]:
+async def _settle(line: Pipeline, waiting: list[dict[str, Any]]) -> dict[int, float]:
     """Score at an even pace; when each was committed, by response."""
     committed: dict[int, float] = {}
     data = {"overall_score": 4.0, "reasoning": "Because. " * 20, "dimensions": []}
     began = time.perf_counter()
-    for number, (handoff_id, response_id) in enumerate(waiting):
+    for number, handoff in enumerate(waiting):
         await asyncio.sleep(max(0.0, began + number / SCORES_PER_SECOND - time.perf_counter()))
         async with line.engine.begin() as conn:
-            await settle_handoffs(conn, [Settlement(handoff_id, "bench", "1", data)])
-        committed[response_id] = time.perf_counter()
+            await settle_handoffs(
+                conn, [Settlement(handoff["handoff_id"], handoff["created_at"], "bench", "1", data)]
+            )
+        committed[handoff["response_id"]] = time.perf_counter()
     return committed
 
 

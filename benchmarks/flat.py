@@ -116,7 +116,8 @@ class Operations:
     @staticmethod
     async def _settle(conn: AsyncConnection, leases: Sequence[dict[str, Any]]) -> None:
         await settle_handoffs(
-            conn, [Settlement(lease["handoff_id"], "model", "1", SCORE) for lease in leases]
+            conn,
+            [Settlement(lease["handoff_id"], lease["created_at"], "model", "1", SCORE) for lease in leases],
         )
 
     async def _claim(self) -> None:

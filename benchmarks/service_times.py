@@ -98,7 +98,9 @@ class Statements:
         leases = await self._timed("lease", rows, lambda conn: self._lease(conn, rows))
         held = [(lease["handoff_id"], lease["lease_token"]) for lease in leases]
         await self._timed("renew", rows, lambda conn: renew_leases(conn, held, lease_seconds=30))
-        settlements = [Settlement(lease["handoff_id"], "model", "1", SCORE) for lease in leases]
+        settlements = [
+            Settlement(lease["handoff_id"], lease["created_at"], "model", "1", SCORE) for lease in leases
+        ]
         await self._timed("settle", rows, lambda conn: settle_handoffs(conn, settlements))
         began = time.perf_counter()
         async with single_statements(self._engine) as conn:

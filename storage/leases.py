@@ -60,7 +60,7 @@ def _lease(which: str, *, returning: str = "") -> TextClause:
             due_at = statement_timestamp() + make_interval(secs => :lease_seconds)
         FROM due CROSS JOIN relaxed JOIN assessment_responses AS r ON r.response_id = due.response_id
         WHERE h.handoff_id = due.handoff_id
-        RETURNING h.handoff_id, h.response_id, h.question_digest, h.lane, h.lease_token, h.attempts,
+        RETURNING h.handoff_id, h.created_at, h.response_id, h.question_digest, h.lane, h.lease_token, h.attempts,
             h.postponements, h.suspicions, h.lease_losses, CAST(h.trace_context AS text),
             CAST(extract(epoch FROM statement_timestamp() - due.due_at) AS double precision) AS waited_seconds, r.answer_text, CAST(r.answer_metadata AS text)
             {returning}
@@ -181,7 +181,7 @@ async def lease_handoffs(
         limit: Lease at most so many.
 
     Returns:
-        One mapping a lease: ``handoff_id``, ``response_id``, ``question_digest``, ``lane``, ``lease_token``,
+        One mapping a lease: ``handoff_id``, ``created_at`` (of the handoff), ``response_id``, ``question_digest``, ``lane``, ``lease_token``,
         the counters, ``trace_context``, ``waited_seconds`` (since it was due), ``answer_text`` and
         ``answer_metadata``.
     """

@@ -16,6 +16,7 @@ from storage.translation import translated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
     from uuid import UUID
 
     from sqlalchemy import TextClause
@@ -33,9 +34,14 @@ _PATIENCE = f"(SELECT set_config('lock_timeout', '{LOCK_PATIENCE_MS}', true) AS 
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """A finished score on its way into the database."""
+    """A finished score on its way into the database.
+
+    ``handoff_id`` and ``created_at``, both as the lease returned them, name the handoff. The id alone would not: a
+    database that was restored, or whose asynchronous replica was promoted, gives ids away a second time.
+    """
 
     handoff_id: int
+    created_at: datetime
     model_id: str
     prompt_version: str
     score_data: dict[str, Any]
@@ -55,18 +61,19 @@ class Release:
     suspicious: bool = False
 
 
-# Score and delete, many at once. The guard is the handoff's existence alone: a slow worker's finished score
+# Score and delete, many at once. The guard is the handoff's existence alone, the one that was leased and none that
+# has its id since the database went back in time: a slow worker's finished score
 # counts, whoever holds the lease now; whoever comes second finds no row and writes nothing. Rows are locked
 # in the order of their ids, as everywhere, so that two batches cannot wait for each other.
 _SETTLE = text(f"""
     WITH given AS MATERIALIZED (
         SELECT * FROM unnest(
-            CAST(:handoff_ids AS bigint[]), CAST(:model_ids AS text[]),
+            CAST(:handoff_ids AS bigint[]), CAST(:created_at AS timestamptz[]), CAST(:model_ids AS text[]),
             CAST(:prompt_versions AS text[]), CAST(:score_data AS text[])
-        ) AS given (handoff_id, model_id, prompt_version, score_data)
+        ) AS given (handoff_id, created_at, model_id, prompt_version, score_data)
         CROSS JOIN {_PATIENCE}
     ), locked AS MATERIALIZED (
-        SELECT h.handoff_id FROM scoring_handoffs AS h JOIN given USING (handoff_id)
+        SELECT h.handoff_id FROM scoring_handoffs AS h JOIN given USING (handoff_id, created_at)
         WHERE h.question_digest IS NOT NULL
         ORDER BY h.handoff_id FOR UPDATE OF h
     ), settled AS (
@@ -146,10 +153,12 @@ async def settle_handoffs(conn: AsyncConnection, settlements: Sequence[Settlemen
 
     Returns:
         ``handoff_id``, ``response_id`` and ``score_id`` of each that was settled. One that is missing was
-        settled before by somebody else, or has been replaced: its score is dropped.
+        settled before by somebody else, has been replaced, or is unknown to a database that was restored: its
+        score is dropped.
     """
     given = {
         "handoff_ids": [settlement.handoff_id for settlement in settlements],
+        "created_at": [settlement.created_at for settlement in settlements],
         "model_ids": [settlement.model_id for settlement in settlements],
         "prompt_versions": [settlement.prompt_version for settlement in settlements],
         "score_data": [json.dumps(settlement.score_data, allow_nan=False) for settlement in settlements],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
 from sqlalchemy import func, select, text, update
@@ -13,7 +14,7 @@ from storage.settlements import Release, Settlement, bury_handoffs
 from storage.tables import handoffs, metadata, scores
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -84,10 +85,26 @@ async def count(conn: AsyncConnection, table: str) -> int:
     return int((await conn.execute(select(func.count()).select_from(metadata.tables[table]))).scalar_one())
 
 
-def settlement(handoff_id: int, *, overall_score: float = 4.0, model_id: str = "test-model") -> Settlement:
-    """A finished score."""
+# What names a handoff.
+_NAME = ("handoff_id", "created_at")
+
+
+class Leased(Protocol):
+    """A lease, as a worker or a test remembers it."""
+
+    @property
+    def handoff_id(self) -> int: ...
+    @property
+    def created_at(self) -> datetime: ...
+
+
+def settlement(
+    held: Mapping[str, Any] | Leased, *, overall_score: float = 4.0, model_id: str = "test-model"
+) -> Settlement:
+    """A finished score, for a lease or a handoff."""
+    named = held if isinstance(held, Mapping) else {name: getattr(held, name) for name in _NAME}
     return Settlement(
-        handoff_id=handoff_id,
+        **{name: named[name] for name in _NAME},
         model_id=model_id,
         prompt_version="test-1",
         score_data={"overall_score": overall_score, "reasoning": "Names both."},

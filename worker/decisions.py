@@ -198,4 +198,4 @@ def storable_reason(reason: object) -> str:
 def _settlement(lease: Lease, score: Score) -> Settlement:
     # A scorer may return what no check has seen. As a warning, its values, and the answer in them, would be printed.
     data = score.model_dump(mode="json", exclude={"model_id", "prompt_version"}, warnings="error")
-    return Settlement(lease.handoff_id, score.model_id, score.prompt_version, data)
+    return Settlement(lease.handoff_id, lease.created_at, score.model_id, score.prompt_version, data)

@@ -9,6 +9,7 @@ from worker.scorers.protocol import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
     from uuid import UUID
 
     # What led to a lease: a message that named the answer, a look for what is due, or one for suspects.
@@ -20,6 +21,7 @@ class Lease:
     """What a lease statement returned: the right to work on one answer for a while."""
 
     handoff_id: int
+    created_at: datetime
     response_id: int
     question_digest: str
     lane: str
@@ -40,6 +42,7 @@ class Lease:
         """Take over a row of ``storage.leases``."""
         return cls(
             handoff_id=row["handoff_id"],
+            created_at=row["created_at"],
             response_id=row["response_id"],
             question_digest=row["question_digest"],
             lane=row["lane"],

@@ -53,7 +53,10 @@ async def settle_all(engine: AsyncEngine) -> list[Settlement]:
         )
         held = [(lease["handoff_id"], lease["lease_token"]) for lease in leases]
         assert await renew_leases(conn, held, lease_seconds=LEASE_SECONDS) == {lease for lease, _ in held}
-        scores = [Settlement(lease["handoff_id"], "model", "1", {"overall_score": 1}) for lease in leases]
+        scores = [
+            Settlement(lease["handoff_id"], lease["created_at"], "model", "1", {"overall_score": 1})
+            for lease in leases
+        ]
         assert len(await settle_handoffs(conn, scores)) == len(scores)
     return scores
 

@@ -80,7 +80,7 @@ async def score_all(engine: AsyncEngine) -> int:
             )
             if not leases:
                 return scored
-            scored += len(await settle_handoffs(conn, [settlement(held["handoff_id"]) for held in leases]))
+            scored += len(await settle_handoffs(conn, [settlement(held) for held in leases]))
 
 
 async def counts(engine: AsyncEngine, query: str) -> dict[Any, int]:

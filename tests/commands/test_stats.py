@@ -31,7 +31,7 @@ async def test_the_last_hour(commands: Commands, engine: AsyncEngine) -> None:
         await publish(conn)
         scored, dead = [(await submit(conn, answer_text="canary"))["response_id"] for _ in range(2)]
         leases = await lease(conn, scored)
-        await settle_handoffs(conn, [settlement(held["handoff_id"]) for held in leases])
+        await settle_handoffs(conn, [settlement(held) for held in leases])
         await bury(conn, dead, reason="refused")
 
     result = await commands.run("stats")

@@ -32,7 +32,7 @@ async def score_some(engine: AsyncEngine, number: int = 5) -> None:
     async with engine.begin() as conn:
         ids = [(await submit(conn))["response_id"] for _ in range(number)]
         leases = await lease(conn, *ids)
-        await settle_handoffs(conn, [settlement(held["handoff_id"]) for held in leases])
+        await settle_handoffs(conn, [settlement(held) for held in leases])
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ async def filled(url: str) -> None:
         await factories.bury(conn, submitted[2]["response_id"])
         handoff = await factories.handoff_of(conn, submitted[3]["response_id"])
         assert handoff
-        assert await settle_handoffs(conn, [factories.settlement(handoff["handoff_id"])])
+        assert await settle_handoffs(conn, [factories.settlement(handoff)])
         # Whoever leased it is gone, and its lease has run out.
         await factories.make_overdue(conn, submitted[1]["response_id"])
     await engine.dispose()
@@ -92,22 +92,39 @@ def verified(environment: Mapping[str, str]) -> list[dict[str, Any]]:
     return found
 
 
+def restore(running: Servers, into: str, dump: Path) -> str:
+    """Restore a dump into a database of this name, which must not exist; returns its URL."""
+    original = driver_url(running.database_url)
+    url = running.database_url.removesuffix("/postgres") + f"/{into}"
+    run(binary(running, "createdb"), f"--maintenance-db={original}", into)
+    run(
+        *(binary(running, "pg_restore"), "--exit-on-error", "--no-owner"),
+        *(f"--dbname={driver_url(url)}", str(dump)),
+    )
+    return url
+
+
+async def answered_and_leased(url: str, answer_text: str) -> dict[str, Any]:
+    """Submit an answer and lease it."""
+    engine = create_engine(url)
+    async with engine.begin() as conn:
+        submitted = await factories.submit(conn, answer_text=answer_text)
+        [held] = await factories.lease(conn, submitted["response_id"])
+    await engine.dispose()
+    return held
+
+
 @pytest.mark.processes
 async def test_what_is_restored_is_whole_and_goes_on(own_servers: Servers, tmp_path: Path) -> None:
     """Dump, restore into another database, verify; then a worker scores what was open, stale messages or not."""
     original = own_servers.database_url
-    restored = original.removesuffix("/postgres") + "/school_restored"
     await upgrade(original)
     await add_users(original)
     await filled(original)
     dump = tmp_path / "school.dump"
 
     run(binary(own_servers, "pg_dump"), "--format=custom", f"--file={dump}", driver_url(original))
-    run(binary(own_servers, "createdb"), f"--maintenance-db={driver_url(original)}", "school_restored")
-    run(
-        *(binary(own_servers, "pg_restore"), "--exit-on-error", "--no-owner"),
-        *(f"--dbname={driver_url(restored)}", str(dump)),
-    )
+    restored = restore(own_servers, "school_restored", dump)
 
     assert await rows(restored) == await rows(original)
     environment = {
@@ -141,3 +158,28 @@ async def test_what_is_restored_is_whole_and_goes_on(own_servers: Servers, tmp_p
 async def nothing_left(count: Any) -> bool:
     """Whether nothing is counted any more."""
     return bool(await count() == 0)
+
+
+@pytest.mark.processes
+async def test_a_score_of_what_a_restore_has_undone_reaches_no_other_answer(
+    own_servers: Servers, tmp_path: Path
+) -> None:
+    """The restored database gives the same ids to another answer; a worker that still runs cannot score it by mistake."""
+    original = own_servers.database_url
+    await upgrade(original)
+    await add_users(original)
+    await filled(original)
+    dump = tmp_path / "school.dump"
+    run(binary(own_servers, "pg_dump"), "--format=custom", f"--file={dump}", driver_url(original))
+    undone = await answered_and_leased(original, "Undone by the restore.")
+
+    restored = restore(own_servers, "school_undone", dump)
+    other = await answered_and_leased(restored, "Another one.")
+
+    assert (other["handoff_id"], other["response_id"]) == (undone["handoff_id"], undone["response_id"])
+    engine = create_engine(restored)
+    async with engine.begin() as conn:
+        assert await settle_handoffs(conn, [factories.settlement(undone)]) == []
+        assert await factories.scores_of(conn, other["response_id"]) == []
+        assert len(await settle_handoffs(conn, [factories.settlement(other)])) == 1
+    await engine.dispose()

@@ -144,7 +144,7 @@ class Round:
         settler = Settler(engine, max_attempts=5, on_done=done.append)
         async with in_background(settler.run()):
             for lease in leases:
-                settler.put(lease, Settle(settlement(lease.handoff_id)))
+                settler.put(lease, Settle(settlement(lease)))
             await settler.wait_idle()
         assert sorted(done) == sorted(lease.handoff_id for lease in leases)
         assert (

@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("published")]
 async def settle(conn: AsyncConnection, response_id: int) -> None:
     handoff = await handoff_of(conn, response_id)
     assert handoff is not None
-    assert await settle_handoffs(conn, [settlement(handoff["handoff_id"])])
+    assert await settle_handoffs(conn, [settlement(handoff)])
 
 
 async def test_the_feed_works_through_pgbouncer(site: Site) -> None:

@@ -110,7 +110,9 @@ async def test_what_the_worker_says_is_shown_as_text(
             "reasoning": MARKUP,
             "dimensions": [{"name": MARKUP, "score": 2.0, "note": MARKUP}],
         }
-        await settle_handoffs(conn, [Settlement(leased["handoff_id"], MARKUP, "1", score)])
+        await settle_handoffs(
+            conn, [Settlement(leased["handoff_id"], leased["created_at"], MARKUP, "1", score)]
+        )
 
     await student.until_scored()
     for place in (".reasoning", ".dimension dt", ".dimension .note"):

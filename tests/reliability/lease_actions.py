@@ -86,7 +86,9 @@ class Leases:
         async def lease(conn: AsyncConnection) -> Effect:
             rows = await leasing(conn, token)
             await keep_for_later(conn, token, lease_seconds=SHORT_SECONDS)
-            self.leases += [Held(row["handoff_id"], row["response_id"], token) for row in rows]
+            self.leases += [
+                Held(row["handoff_id"], row["created_at"], row["response_id"], token) for row in rows
+            ]
             return each((row["response_id"] for row in rows), lambda row: transitions.leased(row, token))
 
         return lease
@@ -155,9 +157,7 @@ class Leases:
         model = f"model {self.models}"
 
         async def settle(conn: AsyncConnection) -> Effect:
-            done = await settle_handoffs(
-                conn, [settlement(lease.handoff_id, model_id=model) for lease in leases]
-            )
+            done = await settle_handoffs(conn, [settlement(lease, model_id=model) for lease in leases])
 
             def effect(replay: Replay) -> None:
                 for found in done:

@@ -19,6 +19,7 @@ from tests.reliability.transitions import is_due
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+    from datetime import datetime
     from uuid import UUID
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -96,6 +97,7 @@ class Held:
     """A lease as its worker remembers it, whether or not he still has it."""
 
     handoff_id: int
+    created_at: datetime
     response_id: int
     token: UUID
 

@@ -73,7 +73,7 @@ class Workers(Machine):
             assert row["lease_losses"] == transitions.losses_when_leased(before)
             assert row["question_digest"] == before.digest
             assert row["answer_text"] == self.before.responses[row["response_id"]].answer
-            self.leases.append(Held(row["handoff_id"], row["response_id"], token))
+            self.leases.append(Held(row["handoff_id"], row["created_at"], row["response_id"], token))
         self.expect(*(transitions.leased(row, token) for row in wanted))
 
     @precondition(lambda self: self.messages)
@@ -196,12 +196,13 @@ class Workers(Machine):
 
     def settle_all(self, leases: list[Held]) -> None:
         """Bring a score for each of these."""
+        leases = list({lease.handoff_id: lease for lease in leases}.values())
         scores = {lease.handoff_id: f"model {len(self.ledger.settled)}.{n}" for n, lease in enumerate(leases)}
         rows = [row for lease in leases if (row := self.before.with_id(lease.handoff_id)) is not None]
         rows = sorted((row for row in rows if row.digest is not None), key=lambda row: row.handoff_id or 0)
         done = self.commit(
             lambda conn: settle_handoffs(
-                conn, [settlement(handoff_id, model_id=model) for handoff_id, model in scores.items()]
+                conn, [settlement(lease, model_id=scores[lease.handoff_id]) for lease in leases]
             )
         )
         assert {row["handoff_id"] for row in done} == {row.handoff_id for row in rows}

@@ -38,7 +38,7 @@ async def store(conn: AsyncConnection) -> Stored:
     current = await publish(conn, rubric="new")
     scored, waiting = [row["response_id"] for row in await submit_responses(conn, [submission()] * 2)]
     [held] = await lease(conn, scored)
-    assert await settle_handoffs(conn, [settlement(held["handoff_id"])])
+    assert await settle_handoffs(conn, [settlement(held)])
     return Stored(scored=scored, waiting=waiting, old=old, current=current, foreign=foreign)
 
 

@@ -153,7 +153,7 @@ async def test_a_rescore_and_an_old_answer_are_no_slow_pickup(conn: AsyncConnect
     [(response_id,)] = await conn.execute(text("SELECT max(response_id) FROM assessment_responses"))
     await rescore_responses(conn, response_ids=[response_id])
     leases = await lease(conn, response_id)
-    await settle_handoffs(conn, [settlement(held["handoff_id"]) for held in leases])
+    await settle_handoffs(conn, [settlement(held) for held in leases])
 
     seen = (await last_hour(conn))["hour"]
     assert seen["scores"] == 3
@@ -186,7 +186,7 @@ async def test_scores_spread_over_the_scale_of_their_question(conn: AsyncConnect
     other = await publish(conn, question_id="water", scale_min=0, scale_max=1)
     [row] = await submit_responses(conn, [submission(question_id="water")])
     leases = await lease(conn, row["response_id"])
-    await settle_handoffs(conn, [settlement(leases[0]["handoff_id"], overall_score=0.5)])
+    await settle_handoffs(conn, [settlement(leases[0], overall_score=0.5)])
 
     first, second = (await last_hour(conn))["questions"]
 

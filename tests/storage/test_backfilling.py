@@ -42,7 +42,7 @@ async def test_what_has_neither_is_handed_over(conn: AsyncConnection) -> None:
     unpublished = await bare(conn, question_id="unheard-of")
     scored, dead, waits = [int((await submit(conn))["response_id"]) for _ in range(3)]
     [held] = await lease(conn, scored)
-    await settle_handoffs(conn, [settlement(held["handoff_id"])])
+    await settle_handoffs(conn, [settlement(held)])
     await bury(conn, dead)
     run = await run_of(conn)
     later = await bare(conn)
@@ -78,7 +78,7 @@ async def test_two_backfills_take_turns(engine: AsyncEngine) -> None:
         assert (await backfill_step(first, run)).changed == 1
         async with blocked(engine, partial(backfill_step, run=run)) as second:
             [held] = await lease(first, response_id)
-            await settle_handoffs(first, [settlement(held["handoff_id"])])
+            await settle_handoffs(first, [settlement(held)])
             await first.commit()
         assert (await second).changed == 0
 

@@ -140,7 +140,7 @@ async def test_a_score_that_is_being_written_counts(engine: AsyncEngine, isolati
 
     async with committed_roles(engine) as roles, engine.connect() as settler:
         [held] = await lease(settler, stored.waiting)
-        assert await settle_handoffs(settler, [settlement(held["handoff_id"])])
+        assert await settle_handoffs(settler, [settlement(held)])
 
         async def hand_off(conn: AsyncConnection) -> None:
             await conn.rollback()

@@ -86,7 +86,7 @@ async def fill(conn: AsyncConnection) -> None:
     await submit(conn, question_id="unpublished")
     await bury(conn, dead)
     [held] = await lease(conn, scored)
-    await settle_handoffs(conn, [settlement(held["handoff_id"])])
+    await settle_handoffs(conn, [settlement(held)])
     assert len(await lease(conn, leased)) == 1
 
 
@@ -225,7 +225,7 @@ class Traffic:
         leases = await pull_handoffs(
             conn, lane="live", lease_token=uuid4(), lease_seconds=LEASE_SECONDS, limit=10
         )
-        await settle_handoffs(conn, [settlement(held["handoff_id"]) for held in leases])
+        await settle_handoffs(conn, [settlement(held) for held in leases])
 
     async def claim(self, conn: AsyncConnection) -> None:
         token = f"{uuid4()}"

@@ -67,7 +67,7 @@ async def test_a_claim_moves_what_lies_under_the_token(conn: AsyncConnection) ->
     ids = await answer(conn, mine, "q1", "q2")
     await answer(conn, stranger, "q1")
     [held] = await lease(conn, ids[0])
-    await settle_handoffs(conn, [settlement(held["handoff_id"])])
+    await settle_handoffs(conn, [settlement(held)])
 
     moved = await claim_assessment_responses(conn, anonymous_token=mine, user_id=3)
 
@@ -306,7 +306,7 @@ async def test_claims_while_answers_arrive_and_are_scored(engine: AsyncEngine) -
                     pull_handoffs, lane="live", lease_token=uuid4(), lease_seconds=LEASE_SECONDS, limit=3
                 ),
             )
-            settlements = [settlement(held["handoff_id"]) for held in leases]
+            settlements = [settlement(held) for held in leases]
             settled += len(await committed(engine, partial(settle_handoffs, settlements=settlements)))
         return settled
 
@@ -333,7 +333,7 @@ async def test_a_score_does_not_wait_for_a_claim(engine: AsyncEngine) -> None:
         assert await claim_assessment_responses(claiming, anonymous_token=mine, user_id=3) == 1
         async with asyncio.timeout(5), engine.begin() as worker:
             [held] = await lease(worker, row["response_id"])
-            assert len(await settle_handoffs(worker, [settlement(held["handoff_id"])])) == 1
+            assert len(await settle_handoffs(worker, [settlement(held)])) == 1
         await claiming.commit()
 
     async with engine.connect() as conn:

@@ -42,7 +42,7 @@ async def handoff(conn: AsyncConnection, response_id: int) -> dict[str, Any]:
 async def scored(conn: AsyncConnection) -> int:
     [response_id] = await submitted(conn, 1)
     [held] = await lease(conn, response_id)
-    await settle_handoffs(conn, [settlement(held["handoff_id"])])
+    await settle_handoffs(conn, [settlement(held)])
     return response_id
 
 
@@ -195,7 +195,7 @@ async def test_a_scored_answer_is_scored_again(conn: AsyncConnection) -> None:
     assert (outstanding["lane"], outstanding["question_digest"]) == ("bulk", digest)
     assert outstanding["handoff_id"] != before["handoff_id"]
     [held] = await lease(conn, response_id)
-    await settle_handoffs(conn, [settlement(held["handoff_id"], model_id="new")])
+    await settle_handoffs(conn, [settlement(held, model_id="new")])
     assert [score["model_id"] for score in await scores_of(conn, response_id)] == ["test-model", "new"]
 
 
@@ -278,7 +278,7 @@ async def test_a_rescore_waits_for_the_score_that_is_being_written(engine: Async
     await committed(engine, partial(publish, rubric="better"))
     [held] = await committed(engine, lambda conn: lease(conn, response_id))
     async with engine.connect() as worker:
-        assert await settle_handoffs(worker, [settlement(held["handoff_id"])])
+        assert await settle_handoffs(worker, [settlement(held)])
         async with blocked(engine, partial(rescore_responses, response_ids=[response_id])) as rescore:
             await worker.commit()
         assert await rescore == [response_id]

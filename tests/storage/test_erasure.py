@@ -70,7 +70,7 @@ async def counted(conn: AsyncConnection) -> dict[str, int]:
 
 async def scored(conn: AsyncConnection, response_id: int, *, model_id: str = "test-model") -> None:
     [held] = await lease(conn, response_id)
-    assert await settle_handoffs(conn, [settlement(held["handoff_id"], model_id=model_id)])
+    assert await settle_handoffs(conn, [settlement(held, model_id=model_id)])
 
 
 async def student(conn: AsyncConnection, **owner: Any) -> list[int]:
@@ -202,7 +202,7 @@ async def test_a_score_that_is_being_written_is_erased_too(engine: AsyncEngine) 
     [response_id, *_] = await committed(engine, partial(student, user_id=3))
     async with engine.connect() as settler:
         [held] = await lease(settler, response_id)
-        assert await settle_handoffs(settler, [settlement(held["handoff_id"])])
+        assert await settle_handoffs(settler, [settlement(held)])
         async with blocked(engine, partial(erase_responses, user_id=3)) as erasing:
             await settler.commit()
 
@@ -238,7 +238,7 @@ async def test_a_score_that_comes_later_is_dropped(engine: AsyncEngine) -> None:
     [held] = await committed(engine, lambda conn: lease(conn, response_id))
     async with engine.connect() as eraser:
         await erase_responses(eraser, user_id=3)
-        settling = partial(settle_handoffs, settlements=[settlement(held["handoff_id"])])
+        settling = partial(settle_handoffs, settlements=[settlement(held)])
         async with blocked(engine, settling) as late:
             await eraser.commit()
 

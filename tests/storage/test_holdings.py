@@ -27,7 +27,7 @@ async def student(conn: AsyncConnection, anonymous: str) -> None:
     await publish(conn)
     scored = int((await submit(conn, user_id=3))["response_id"])
     [held] = await lease(conn, scored)
-    await settle_handoffs(conn, [settlement(held["handoff_id"])])
+    await settle_handoffs(conn, [settlement(held)])
     await rescore_responses(conn, response_ids=[scored])
     await submit(conn, anonymous_token=anonymous)
     await claim_assessment_responses(conn, anonymous_token=anonymous, user_id=3)
@@ -113,7 +113,7 @@ async def test_what_is_read_is_of_one_moment(engine: AsyncEngine) -> None:
 
         async def meanwhile(other: AsyncConnection) -> None:
             [held] = await lease(other, first["response_id"])
-            await settle_handoffs(other, [settlement(held["handoff_id"])])
+            await settle_handoffs(other, [settlement(held)])
             await submit(other, user_id=3)
 
         await committed(engine, meanwhile)

@@ -67,6 +67,7 @@ async def test_a_lease_carries_all_that_scoring_needs(conn: AsyncConnection) -> 
     assert leases == [
         {
             "handoff_id": before["handoff_id"],
+            "created_at": before["created_at"],
             "response_id": row["response_id"],
             "question_digest": digest,
             "lane": "live",

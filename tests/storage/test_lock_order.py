@@ -45,7 +45,7 @@ _FREE = text("SELECT handoff_id FROM scoring_handoffs ORDER BY handoff_id FOR UP
 
 
 async def settle(conn: AsyncConnection, rows: list[dict[str, Any]]) -> None:
-    await settle_handoffs(conn, [settlement(row["handoff_id"]) for row in rows])
+    await settle_handoffs(conn, [settlement(row) for row in rows])
 
 
 async def postpone(conn: AsyncConnection, rows: list[dict[str, Any]]) -> None:

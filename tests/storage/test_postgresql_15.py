@@ -131,7 +131,7 @@ async def test_everything_runs_on_postgresql_15(postgresql_15: str) -> None:
             ):
                 assert await let_go(conn, [release(held, reason="r")])
             assert await bury_handoffs(conn, [release(held, reason="r") for held in more[3:]])
-            assert len(await settle_handoffs(conn, [settlement(first["handoff_id"])])) == 1
+            assert len(await settle_handoffs(conn, [settlement(first)])) == 1
             assert len(await list_dead(conn)) == 2
             assert await retry_dead(conn, response_ids=[more[3]["response_id"]])
             assert await dismiss_dead(conn, response_ids=[more[4]["response_id"]], dismissed_by="ops")

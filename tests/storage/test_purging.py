@@ -64,7 +64,7 @@ async def test_old_anonymous_answers_go_with_all_that_is_theirs(conn: AsyncConne
     }
     scored, leased, dead, _ = gone
     [held] = await lease(conn, scored)
-    await settle_handoffs(conn, [settlement(held["handoff_id"])])
+    await settle_handoffs(conn, [settlement(held)])
     await lease(conn, leased)
     await bury(conn, dead)
     await request_claim(conn, anonymous_token=wanted, user_id=2)

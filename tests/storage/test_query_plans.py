@@ -200,14 +200,14 @@ def reads_of(plan: list[dict[str, Any]]) -> tuple[set[str], set[str]]:
 async def held(conn: AsyncConnection) -> list[dict[str, Any]]:
     found = await conn.execute(
         text(
-            f"{NOT_OURS} SELECT handoff_id, lease_token FROM scoring_handoffs WHERE lease_token IS NOT NULL LIMIT 20"
+            f"{NOT_OURS} SELECT handoff_id, created_at, lease_token FROM scoring_handoffs WHERE lease_token IS NOT NULL LIMIT 20"
         )
     )
     return [dict(row) for row in found.mappings()]
 
 
 async def settle(conn: AsyncConnection) -> None:
-    await settle_handoffs(conn, [settlement(lease["handoff_id"]) for lease in await held(conn)])
+    await settle_handoffs(conn, [settlement(lease) for lease in await held(conn)])
 
 
 async def renew(conn: AsyncConnection) -> None:

@@ -40,7 +40,9 @@ async def scored(
         await rescore_responses(conn, response_ids=[response_id])
     [held] = await lease(conn, response_id)
     data = {"overall_score": score, "reasoning": "r"} | ({} if usage is None else {"usage": usage})
-    assert await settle_handoffs(conn, [Settlement(held["handoff_id"], model, prompt, data)])
+    assert await settle_handoffs(
+        conn, [Settlement(held["handoff_id"], held["created_at"], model, prompt, data)]
+    )
     return response_id
 
 
@@ -128,7 +130,9 @@ async def test_what_was_scored_since_the_start_is_passed_over(conn: AsyncConnect
     assert (await rescore_step(conn, run)).changed == 2
     for response_id in (first, second):
         [held] = await lease(conn, response_id)
-        await settle_handoffs(conn, [Settlement(held["handoff_id"], "m", "2", {"overall_score": 1})])
+        await settle_handoffs(
+            conn, [Settlement(held["handoff_id"], held["created_at"], "m", "2", {"overall_score": 1})]
+        )
 
     assert (await rescore_step(conn, run)).changed == 0
     assert await handoff_of(conn, first) is await handoff_of(conn, later) is None

@@ -32,7 +32,7 @@ NOT_ONE_IDENTITY = [
 async def score(conn: AsyncConnection, response_id: int, overall_score: float) -> int:
     handoff = await handoff_of(conn, response_id)
     assert handoff is not None
-    [settled] = await settle_handoffs(conn, [settlement(handoff["handoff_id"], overall_score=overall_score)])
+    [settled] = await settle_handoffs(conn, [settlement(handoff, overall_score=overall_score)])
     return int(settled["score_id"])
 
 

@@ -73,7 +73,7 @@ async def prepared(conn: AsyncConnection) -> tuple[int, int, str]:
     anonymous = token()
     await submit(conn, anonymous_token=anonymous, question_id="other")
     [held] = await lease(conn, scored["response_id"])
-    await settle_handoffs(conn, [settlement(held["handoff_id"])])
+    await settle_handoffs(conn, [settlement(held)])
     return scored["response_id"], waiting["response_id"], anonymous
 
 
@@ -131,7 +131,7 @@ async def test_all_that_a_worker_does(granted: AsyncConnection) -> None:
         assert await bury_handoffs(worker, [release(third, reason="refused")])
         assert await hand_back_handoffs(worker, [release(fourth)])
         again = await pull_handoffs(worker, lane="live", limit=10, **options)
-        assert len(await settle_handoffs(worker, [settlement(held["handoff_id"]) for held in again])) == 3
+        assert len(await settle_handoffs(worker, [settlement(held) for held in again])) == 3
         assert len(await get_questions(worker, [first["question_digest"]])) == 1
         assert await overdue(worker, lease_seconds=LEASE_SECONDS, overdue_seconds=0) == frozenset()
         assert await requested_claims(worker) == [claim_id]

@@ -152,7 +152,7 @@ async def test_what_a_run_asked_for_is_counted_until_it_is_scored(conn: AsyncCon
     """By whether it waits, waits for its question, or is dead; what is not the run's does not count."""
     await publish(conn)
     ids = [int((await submit(conn))["response_id"]) for _ in range(3)]
-    await settle_handoffs(conn, [settlement(each["handoff_id"]) for each in await lease(conn, *ids)])
+    await settle_handoffs(conn, [settlement(each) for each in await lease(conn, *ids)])
     before = int((await submit(conn))["response_id"])
     end = await horizon(conn)
     filters = {"after_handoff_id": end["after_handoff_id"]}
@@ -164,5 +164,5 @@ async def test_what_a_run_asked_for_is_counted_until_it_is_scored(conn: AsyncCon
     await bury(conn, ids[0])
 
     assert await unscored_of(conn, run) == {"waiting": 2, "unpublished": 0, "dead": 1}
-    await settle_handoffs(conn, [settlement(each["handoff_id"]) for each in await lease(conn, *ids)])
+    await settle_handoffs(conn, [settlement(each) for each in await lease(conn, *ids)])
     assert await unscored_of(conn, run) == {"waiting": 0, "unpublished": 0, "dead": 1}

@@ -76,7 +76,16 @@ async def test_a_score_is_written_and_its_handoff_deleted(conn: AsyncConnection)
     before = await handoff(conn, held)
 
     [settled] = await settle_handoffs(
-        conn, [Settlement(held["handoff_id"], "gpt", "v3", {"overall_score": 3.5, "reasoning": "größer 🌱"})]
+        conn,
+        [
+            Settlement(
+                held["handoff_id"],
+                held["created_at"],
+                "gpt",
+                "v3",
+                {"overall_score": 3.5, "reasoning": "größer 🌱"},
+            )
+        ],
     )
 
     assert settled["handoff_id"] == held["handoff_id"]
@@ -100,9 +109,11 @@ async def test_many_are_settled_at_once_each_with_its_own_score(conn: AsyncConne
     """Whatever order they are given in, scores and answers are not mixed up; unknown ids do no harm."""
     leases = await leased(conn, 20)
     Random(7).shuffle(leases)
-    given = [settlement(held["handoff_id"], overall_score=held["response_id"]) for held in leases]
+    given = [settlement(held, overall_score=held["response_id"]) for held in leases]
 
-    settled = await settle_handoffs(conn, [*given[:10], settlement(10**9), *given[10:]])
+    settled = await settle_handoffs(
+        conn, [*given[:10], settlement(leases[0] | {"handoff_id": 10**9}), *given[10:]]
+    )
 
     assert {row["handoff_id"] for row in settled} == {held["handoff_id"] for held in leases}
     for held in leases:
@@ -115,8 +126,8 @@ async def test_the_second_score_of_a_handoff_is_dropped(conn: AsyncConnection) -
     """Settling again touches no row, and is no error."""
     [held] = await leased(conn)
 
-    assert len(await settle_handoffs(conn, [settlement(held["handoff_id"], overall_score=1.0)])) == 1
-    assert await settle_handoffs(conn, [settlement(held["handoff_id"], overall_score=2.0)]) == []
+    assert len(await settle_handoffs(conn, [settlement(held, overall_score=1.0)])) == 1
+    assert await settle_handoffs(conn, [settlement(held, overall_score=2.0)]) == []
 
     [score] = await scores_of(conn, held["response_id"])
     assert score["score_data"]["overall_score"] == 1.0
@@ -125,7 +136,7 @@ async def test_the_second_score_of_a_handoff_is_dropped(conn: AsyncConnection) -
 async def test_the_database_itself_refuses_a_second_score(conn: AsyncConnection) -> None:
     """Whatever a future statement forgets: one handoff, one score."""
     [held] = await leased(conn)
-    await settle_handoffs(conn, [settlement(held["handoff_id"])])
+    await settle_handoffs(conn, [settlement(held)])
 
     with pytest.raises(Exception, match="uq_assessment_scores_handoff"):
         await conn.execute(
@@ -144,8 +155,8 @@ async def test_a_late_score_counts(conn: AsyncConnection) -> None:
     await make_overdue(conn, slow["response_id"])
     [fast] = await lease(conn, slow["response_id"], lease_seconds=SHORT_LEASE_SECONDS)
 
-    assert len(await settle_handoffs(conn, [settlement(slow["handoff_id"], model_id="slow")])) == 1
-    assert await settle_handoffs(conn, [settlement(fast["handoff_id"], model_id="fast")]) == []
+    assert len(await settle_handoffs(conn, [settlement(slow, model_id="slow")])) == 1
+    assert await settle_handoffs(conn, [settlement(fast, model_id="fast")]) == []
     assert await fail_handoffs(conn, [release(fast, reason="too late")]) == frozenset()
 
     assert [score["model_id"] for score in await scores_of(conn, slow["response_id"])] == ["slow"]
@@ -156,7 +167,7 @@ async def test_a_late_score_counts_for_the_dead(conn: AsyncConnection) -> None:
     [held] = await leased(conn)
     await bury_handoffs(conn, [release(held, reason="given up")])
 
-    assert len(await settle_handoffs(conn, [settlement(held["handoff_id"])])) == 1
+    assert len(await settle_handoffs(conn, [settlement(held)])) == 1
     assert await handoff_of(conn, held["response_id"]) is None
 
 
@@ -166,7 +177,7 @@ async def test_a_score_for_the_old_question_is_dropped(conn: AsyncConnection) ->
     digest = await publish(conn, rubric="better")
     assert await rescore_responses(conn, response_ids=[held["response_id"]]) == [held["response_id"]]
 
-    assert await settle_handoffs(conn, [settlement(held["handoff_id"])]) == []
+    assert await settle_handoffs(conn, [settlement(held)]) == []
 
     replaced = await handoff(conn, held)
     assert (replaced["question_digest"], replaced["lease_token"]) == (digest, None)
@@ -179,7 +190,7 @@ async def test_nothing_is_settled_without_a_question(conn: AsyncConnection) -> N
     waiting = await handoff_of(conn, row["response_id"])
     assert waiting is not None
 
-    assert await settle_handoffs(conn, [settlement(waiting["handoff_id"])]) == []
+    assert await settle_handoffs(conn, [settlement(waiting)]) == []
     assert await handoff_of(conn, row["response_id"]) == waiting
 
 
@@ -198,7 +209,7 @@ async def test_a_score_that_cannot_be_stored_is_an_error_of_ours(
         async with conn.begin_nested():
             await settle_handoffs(
                 conn,
-                [Settlement(bad["handoff_id"], "m", "p", score_data), settlement(good["handoff_id"])],
+                [Settlement(bad["handoff_id"], bad["created_at"], "m", "p", score_data), settlement(good)],
             )
 
     assert await count(conn, "assessment_scores") == 0
@@ -210,7 +221,7 @@ async def test_a_score_that_is_not_json_is_never_sent(conn: AsyncConnection) -> 
     [held] = await leased(conn)
 
     with pytest.raises(ValueError, match="not JSON compliant"):
-        await settle_handoffs(conn, [settlement(held["handoff_id"], overall_score=float("nan"))])
+        await settle_handoffs(conn, [settlement(held, overall_score=float("nan"))])
 
     assert await handoff(conn, held)
 
@@ -371,8 +382,8 @@ async def test_two_scores_at_the_same_moment(engine: AsyncEngine) -> None:
     held, undone = await committed(engine, partial(leased, number=2))
     for row, commits in ((held, True), (undone, False)):
         async with engine.connect() as first:
-            assert await settle_handoffs(first, [settlement(row["handoff_id"], model_id="first")])
-            late = partial(settle_handoffs, settlements=[settlement(row["handoff_id"], model_id="second")])
+            assert await settle_handoffs(first, [settlement(row, model_id="first")])
+            late = partial(settle_handoffs, settlements=[settlement(row, model_id="second")])
             async with blocked(engine, late) as second:
                 await (first.commit() if commits else first.rollback())
             assert bool(await second) is not commits
@@ -386,13 +397,12 @@ async def test_two_scores_at_the_same_moment(engine: AsyncEngine) -> None:
 async def test_exactly_one_score_whoever_comes_first(engine: AsyncEngine) -> None:
     """Three workers settle the same answers again and again, in any order: each answer has one score."""
     leases = await committed(engine, partial(leased, number=ROUNDS))
-    ids = [held["handoff_id"] for held in leases]
 
     async def worker(seed: int) -> int:
-        mine = Random(seed).sample(ids, len(ids))
+        mine = Random(seed).sample(leases, len(leases))
         settled = 0
         for start in range(0, ROUNDS, 5):
-            batch = [settlement(handoff_id) for handoff_id in mine[start : start + 5]]
+            batch = [settlement(held) for held in mine[start : start + 5]]
             settled += len(await committed(engine, partial(settle_handoffs, settlements=batch)))
         return settled
 
@@ -434,8 +444,8 @@ async def test_nothing_deadlocks(engine: AsyncEngine) -> None:
 
         ids = [held["response_id"] for held in leases]
         work: list[Callable[[AsyncConnection], Awaitable[Any]]] = [
-            partial(settle_handoffs, settlements=[settlement(held["handoff_id"]) for held in some()]),
-            partial(settle_handoffs, settlements=[settlement(held["handoff_id"]) for held in some()]),
+            partial(settle_handoffs, settlements=[settlement(held) for held in some()]),
+            partial(settle_handoffs, settlements=[settlement(held) for held in some()]),
             partial(
                 renew_leases,
                 leases=[(held["handoff_id"], held["lease_token"]) for held in some()],
@@ -491,7 +501,7 @@ async def test_a_dead_handoff_is_buried_once(engine: AsyncEngine) -> None:
     """A burial that waits for a score finds that there is nothing left to bury."""
     [held] = await committed(engine, leased)
     async with engine.connect() as first:
-        assert await settle_handoffs(first, [settlement(held["handoff_id"])])
+        assert await settle_handoffs(first, [settlement(held)])
         burial = partial(bury_handoffs, releases=[release(held, reason="given up")])
         async with blocked(engine, burial) as second:
             await first.commit()

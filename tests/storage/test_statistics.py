@@ -98,7 +98,7 @@ async def test_how_fast_answers_are_scored(conn: AsyncConnection) -> None:
     await publish(conn)
     ids = [row["response_id"] for row in await submit_responses(conn, [submission()] * 5)]
     leases = await lease(conn, *ids)
-    await settle_handoffs(conn, [settlement(held["handoff_id"]) for held in leases])
+    await settle_handoffs(conn, [settlement(held) for held in leases])
     assert (await handoff_statistics(conn))["scored_last_minute"] == 5
 
     await conn.execute(

@@ -65,7 +65,7 @@ async def test_every_ordinary_state_is_fine(conn: AsyncConnection, full: bool) -
     await lease(conn, leased)
     await bury(conn, dead)
     [held] = await lease(conn, scored)
-    await settle_handoffs(conn, [settlement(held["handoff_id"])])
+    await settle_handoffs(conn, [settlement(held)])
 
     assert await verify_settlement(conn, full=full) == fine
     assert await punctual(conn) == FINE
@@ -114,7 +114,7 @@ async def test_a_full_verification_finds_two_scores_of_one_handoff(conn: AsyncCo
     await publish(conn)
     row = await submit(conn)
     [held] = await lease(conn, row["response_id"])
-    await settle_handoffs(conn, [settlement(held["handoff_id"])])
+    await settle_handoffs(conn, [settlement(held)])
     await conn.execute(
         text(
             "INSERT INTO assessment_scores"

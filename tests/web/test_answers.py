@@ -22,7 +22,7 @@ pytestmark = pytest.mark.commits
 async def score(conn: AsyncConnection, response_id: int, overall_score: float) -> None:
     handoff = await handoff_of(conn, response_id)
     assert handoff is not None
-    assert await settle_handoffs(conn, [settlement(handoff["handoff_id"], overall_score=overall_score)])
+    assert await settle_handoffs(conn, [settlement(handoff, overall_score=overall_score)])
 
 
 @pytest.mark.parametrize("owner", [as_user(5), as_token("five")], ids=["user", "anonymous"])

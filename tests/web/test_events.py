@@ -41,7 +41,7 @@ BLOCK = re.compile(r"^(\w*): ?(.*)$")
 async def settle(conn: AsyncConnection, response_id: int) -> None:
     handoff = await handoff_of(conn, response_id)
     assert handoff is not None
-    assert await settle_handoffs(conn, [settlement(handoff["handoff_id"])])
+    assert await settle_handoffs(conn, [settlement(handoff)])
 
 
 @dataclass
@@ -309,7 +309,9 @@ async def test_an_event_shows_a_score_as_the_list_does(engine: AsyncEngine, host
     async def score(conn: AsyncConnection) -> None:
         handoff = await handoff_of(conn, answer)
         assert handoff is not None
-        assert await settle_handoffs(conn, [Settlement(handoff["handoff_id"], "m", "p", data)])
+        assert await settle_handoffs(
+            conn, [Settlement(handoff["handoff_id"], handoff["created_at"], "m", "p", data)]
+        )
 
     await committed(engine, score)
     listed = await host.client.get(host.url.replace("/events", "/responses"), headers={"x-user": "1"})

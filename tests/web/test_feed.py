@@ -31,7 +31,7 @@ pytestmark = pytest.mark.commits
 async def settle(conn: AsyncConnection, response_id: int, overall_score: float = 4.0) -> None:
     handoff = await handoff_of(conn, response_id)
     assert handoff is not None
-    assert await settle_handoffs(conn, [settlement(handoff["handoff_id"], overall_score=overall_score)])
+    assert await settle_handoffs(conn, [settlement(handoff, overall_score=overall_score)])
 
 
 async def submitted(engine: AsyncEngine, **changes: object) -> int:
@@ -324,7 +324,7 @@ async def test_what_cannot_be_shown_holds_up_nobody(engine: AsyncEngine, data: d
     answer = await submitted(engine)
     handoff = await committed(engine, partial(handoff_of, response_id=answer))
     assert handoff is not None
-    broken = Settlement(handoff["handoff_id"], "m", "p", data)
+    broken = Settlement(handoff["handoff_id"], handoff["created_at"], "m", "p", data)
     page = Page()
     async with feeding(engine) as feed, listening(feed, page) as listener:
         await committed(engine, lambda conn: settle_handoffs(conn, [broken]))

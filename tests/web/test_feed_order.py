@@ -38,7 +38,7 @@ STEPS = 150
 async def settle(conn: AsyncConnection, response_id: int, overall_score: float = 4.0) -> None:
     handoff = await handoff_of(conn, response_id)
     assert handoff is not None
-    assert await settle_handoffs(conn, [settlement(handoff["handoff_id"], overall_score=overall_score)])
+    assert await settle_handoffs(conn, [settlement(handoff, overall_score=overall_score)])
 
 
 async def submitted(engine: AsyncEngine, **changes: Any) -> int:

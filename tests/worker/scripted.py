@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -41,6 +42,7 @@ def a_lease(handoff_id: int = 1, **changes: Any) -> Lease:
     """A lease as a worker holds it."""
     given: dict[str, Any] = {
         "handoff_id": handoff_id,
+        "created_at": datetime(2026, 1, 1, tzinfo=UTC),
         "response_id": handoff_id + 1000,
         "question_digest": QUESTION.digest,
         "lane": "live",

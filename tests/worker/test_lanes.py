@@ -112,7 +112,9 @@ async def test_a_lease_that_comes_after_its_time_is_not_begun_with(
     async def frozen(conn: AsyncConnection, **given: Any) -> list[dict[str, Any]]:
         rows = await lease_handoffs(conn, **given)
         async with engine.begin() as other:
-            score = Settlement(rows[0]["handoff_id"], "another worker", "1", {"overall_score": 1.0})
+            score = Settlement(
+                rows[0]["handoff_id"], rows[0]["created_at"], "another worker", "1", {"overall_score": 1.0}
+            )
             await settle_handoffs(other, [score])
         monkeypatch.setattr("worker.leasing.time.monotonic", lambda now=time.monotonic: now() + 2)
         return rows

@@ -200,7 +200,7 @@ async def test_a_number_that_is_no_json_fails_alone(settling: Settling, engine: 
     """NaN in a score's data is refused before it reaches PostgreSQL, or by it; its attempt fails."""
     [response_id] = await submit_answers(engine, 1)
     [held] = await leases_of(engine, [response_id])
-    bad = Settlement(held.handoff_id, "m", "1", {"overall_score": float("nan")})
+    bad = Settlement(held.handoff_id, held.created_at, "m", "1", {"overall_score": float("nan")})
 
     settling.settler.put(held, Settle(bad))
     await settling.settler.wait_idle()
@@ -230,7 +230,7 @@ async def test_a_late_score_is_dropped_and_counted(
     [response_id] = await submit_answers(engine, 1)
     [held] = await leases_of(engine, [response_id])
     async with engine.begin() as conn:
-        await settle_handoffs(conn, [settlement(held.handoff_id, model_id="the first")])
+        await settle_handoffs(conn, [settlement(held, model_id="the first")])
 
     settling.put_scores([held])
     await settling.settler.wait_idle()
