@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from worker.observer import Observer
     from worker.scorers.protocol import Scorer
     from worker.settings import ScoringSettings
+    from worker.telemetry.metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +150,7 @@ class Runtime:
         self._postgres = Outage("PostgreSQL", "What messages name is found by the sweep when it is back.")
         # Makes what /metrics answers, if that shall not be our own metrics; set before the start.
         self.exposition: Callable[[], Awaitable[bytes]] | None = None
+        self.metrics: WorkerMetrics | None = None
         self.http: HttpPort | None = None
         self._stopping = False
         self._loops: list[asyncio.Task[None]] = []
@@ -174,6 +176,7 @@ class Runtime:
             "sweep": self.sweep.run(),
             "heartbeat": self.heartbeat.run(),
             **({"shared breaker": self.shared_breaker.run()} if self.settings.provider else {}),
+            **({"event loop's watch": self.metrics.measures.watch_loop()} if self.metrics else {}),
             "watch": self._watch_scorers(),
         }
         self._loops = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
@@ -187,12 +190,15 @@ class Runtime:
         from worker.http.port import HttpPort  # noqa: PLC0415
         from worker.telemetry.metrics import WorkerMetrics  # noqa: PLC0415
 
+        if self.exposition is None:
+            self.metrics = WorkerMetrics(self)
+            self.exposition = self.metrics.exposition
         self.http = HttpPort(
             self.settings,
             self._redis,
             ended=lambda: [task.get_name() for task in self._loops if task.done()],
             stopping=lambda: self._stopping,
-            metrics=self.exposition or WorkerMetrics(self).exposition,
+            metrics=self.exposition,
         )
         await self.http.start()
 

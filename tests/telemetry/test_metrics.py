@@ -8,14 +8,6 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from tests.worker.conftest import (  # noqa: F401 - fixtures
-    make_runtime,
-    postgres_proxy,
-    proxied_database_url,
-    runtime,
-    scorer,
-    settings,
-)
 from worker.telemetry.metrics import WorkerMetrics
 
 if TYPE_CHECKING:
@@ -24,7 +16,7 @@ if TYPE_CHECKING:
 ALERTS = Path(__file__).parents[2] / "deploy/prometheus/alerts.yml"
 
 
-async def test_a_second_worker_in_the_process_has_metrics_of_its_own(runtime: Runtime) -> None:  # noqa: F811
+async def test_a_second_worker_in_the_process_has_metrics_of_its_own(runtime: Runtime) -> None:
     """Nothing is registered twice, and the database's counts are there."""
     for metrics in (WorkerMetrics(runtime), WorkerMetrics(runtime)):
         text = (await metrics.exposition()).decode()
@@ -32,7 +24,7 @@ async def test_a_second_worker_in_the_process_has_metrics_of_its_own(runtime: Ru
         assert 'scoring_handoffs{lane="live",state="waiting"} 0.0' in text
 
 
-async def test_an_absent_database_costs_only_its_own_metrics(runtime: Runtime) -> None:  # noqa: F811
+async def test_an_absent_database_costs_only_its_own_metrics(runtime: Runtime) -> None:
     """A database that refuses connections: the worker's own metrics come all the same."""
     metrics = WorkerMetrics(runtime)
     metrics._database._engine = runtime.settings.model_copy(
@@ -44,7 +36,7 @@ async def test_an_absent_database_costs_only_its_own_metrics(runtime: Runtime) -
     assert "scoring_handoffs" not in text
 
 
-async def test_alerts_ask_only_for_metrics_that_exist(runtime: Runtime) -> None:  # noqa: F811
+async def test_alerts_ask_only_for_metrics_that_exist(runtime: Runtime) -> None:
     """Every metric that an alert names is in a real worker's exposition, with its labels."""
     text = (await WorkerMetrics(runtime).exposition()).decode()
     for rule in yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"]:

@@ -1,4 +1,4 @@
-"""Metrics of one worker, in Prometheus' text format. Everything is read when it is asked for: scoring pays nothing."""
+"""Metrics of one worker, in Prometheus' text format: its state when it is asked for, and what was measured till then."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
 from worker.telemetry.database_gauges import DatabaseGauges
+from worker.telemetry.measures import OUTCOMES, Measures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,14 +18,6 @@ if TYPE_CHECKING:
 
     from worker.runtime import Runtime
 
-# How the settler's names read to people: a failed attempt, a postponed one, a dead answer.
-_OUTCOMES = {
-    "settle": "scored",
-    "fail": "failed",
-    "postpone": "postponed",
-    "bury": "dead",
-    "handback": "handed_back",
-}
 _STATES = (
     ("waiting", "live", "waiting_live"),
     ("waiting", "bulk", "waiting_bulk"),
@@ -37,7 +30,7 @@ _STATES = (
 
 
 class WorkerMetrics:
-    """The metrics of one worker, with a registry of its own.
+    """The metrics of one worker, with a registry of its own. Made before the worker's loops start.
 
     Args:
         runtime: The worker.
@@ -49,6 +42,8 @@ class WorkerMetrics:
         self._backlog: dict[str, Any] | None = None
         self.registry = CollectorRegistry()
         self.registry.register(self)
+        self.measures = Measures(self.registry)
+        runtime.observers.append(self.measures)
 
     async def exposition(self) -> bytes:
         """Return all metrics as text. Never fails for want of PostgreSQL: ``scoring_database_up`` is 0 then."""
@@ -67,6 +62,14 @@ class WorkerMetrics:
         yield GaugeMetricFamily(
             "scoring_redis_up", "0 while Redis is away.", int(not runtime.redis_is_away())
         )
+        pauses = GaugeMetricFamily(
+            "scoring_rate_limit_pause_seconds",
+            "How long a lane waits for the provider's rate limits, at most; 0 where it does not.",
+            labels=("lane",),
+        )
+        for lane in ("live", "bulk"):
+            pauses.add_metric((lane,), runtime.rate_limits.pause_seconds(lane))
+        yield pauses
         yield self._outcomes()
         yield GaugeMetricFamily(
             "scoring_database_up", "0 while PostgreSQL does not answer.", int(self._backlog is not None)
@@ -80,7 +83,8 @@ class WorkerMetrics:
             "What became of leased answers, and whether it was committed, came too late or is in doubt.",
             labels=("outcome", "result"),
         )
-        for kind, outcome in _OUTCOMES.items():
+        for transition, outcome in OUTCOMES.items():
+            kind = transition.__name__.lower()
             for suffix, result in (("", "committed"), ("_too_late", "too_late"), ("_in_doubt", "in_doubt")):
                 outcomes.add_metric((outcome, result), self._runtime.settler.counts[kind + suffix])
         return outcomes
