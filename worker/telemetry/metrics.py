@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
 from worker.telemetry.database_gauges import DatabaseGauges
@@ -40,6 +40,8 @@ class WorkerMetrics:
         self._runtime = runtime
         self._database = DatabaseGauges(runtime.engine)
         self._backlog: dict[str, Any] | None = None
+        # A second series for each of ours that says when it began, which Prometheus does not ask for.
+        disable_created_metrics()
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self.measures = Measures(self.registry)
