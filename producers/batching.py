@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextvars import Context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,9 @@ class SubmissionBatcher:
         waiting = _Waiting(submission, loop.create_future())
         self._waiting.append(waiting)
         if self._task is None or self._task.done():
-            self._task = loop.create_task(self._run(), name="scoring-submissions")
+            # In a context of its own: it stores the answers of many requests, and what an instrumented driver tells of
+            # that must not go into the trace of the one that happened to start it.
+            self._task = loop.create_task(self._run(), name="scoring-submissions", context=Context())
         return await waiting.stored
 
     async def close(self) -> None:

@@ -10,6 +10,7 @@ from producers.batching import SubmissionBatcher
 from producers.bell import Bell
 from producers.errors import ProducerClosedError
 from producers.settings import DatabaseSettings, ProducerSettings, QueueSettings
+from producers.tracing import TracedSubmit
 from storage.claims import request_claim
 from storage.engine import single_statements
 from storage.keys import time_ordered_uuid
@@ -87,22 +88,24 @@ class Producer:
             storage.NotMigratedError: The tables are missing.
             ProducerClosedError: The producer was closed; nothing was stored.
         """
-        submission = checked_submission(
-            {
-                "user_id": user_id,
-                "anonymous_token": anonymous_token,
-                "question_id": question_id,
-                "module_slug": module_slug,
-                "learning_outcome_id": learning_outcome_id,
-                "content_id": content_id,
-                "answer_text": answer_text,
-                "answer_metadata": answer_metadata,
-                # Made here, before the first try, so that our own retries are harmless too.
-                "submission_key": time_ordered_uuid() if submission_key is None else submission_key,
-            },
-            max_chars=self._max_chars,
-        )
-        return await self._batcher.submit(submission)
+        with TracedSubmit() as traced:
+            submission = checked_submission(
+                {
+                    "user_id": user_id,
+                    "anonymous_token": anonymous_token,
+                    "question_id": question_id,
+                    "module_slug": module_slug,
+                    "learning_outcome_id": learning_outcome_id,
+                    "content_id": content_id,
+                    "answer_text": answer_text,
+                    "answer_metadata": answer_metadata,
+                    # Made here, before the first try, so that our own retries are harmless too.
+                    "submission_key": time_ordered_uuid() if submission_key is None else submission_key,
+                    "trace_context": traced.trace_context,
+                },
+                max_chars=self._max_chars,
+            )
+            return traced.stored(await self._batcher.submit(submission))
 
     def announce(self, response_ids: Iterable[int]) -> None:
         """Tell the workers about responses that the web app stored in a transaction of its own.

@@ -12,6 +12,9 @@ MAX_METADATA_DEPTH = 32
 # Keys of ours are indexed; a b-tree entry must stay below 2,704 bytes, at up to 4 bytes a character.
 MAX_KEY_CHARS = 200
 MAX_QUESTION_CHARS = 100_000
+# What may go on of a trace. A traceparent of today has 55 characters, later versions may append to it; of a tracestate
+# 512 is what everybody must pass on.
+MAX_TRACE_CONTEXT_CHARS = {"traceparent": 128, "tracestate": 512}
 
 
 def max_answer_chars() -> int:

@@ -46,7 +46,15 @@ _ONE = """
 """
 
 
-def _submit(given: str) -> TextualSelect:
+# Where a batch's handoffs find the traces that they go on with: by key, each key once, so that a key given twice still
+# has one handoff. A single one needs no looking for.
+_TRACES = """
+    LEFT JOIN unnest(CAST(:traced_keys AS uuid[]), CAST(:trace_contexts AS text[])) AS traced (submission_key, trace_context)
+        USING (submission_key)
+"""
+
+
+def _submit(given: str, *, trace_context: str | None = None, traces: str = "") -> TextualSelect:
     # Responses and their handoffs in one statement, so that neither can exist without the other. Each is pinned to the
     # question that is published at this moment; without one its handoff is never due.
     return text(f"""
@@ -67,9 +75,10 @@ def _submit(given: str) -> TextualSelect:
             ON CONFLICT (submission_key) DO NOTHING
             RETURNING {_COLUMNS}
         ), handed_off AS (
-            INSERT INTO scoring_handoffs (response_id, question_digest, due_at)
+            INSERT INTO scoring_handoffs (response_id, question_digest, due_at{", trace_context" if trace_context else ""})
             SELECT response_id, question_digest, CASE WHEN question_digest IS NULL THEN 'infinity' ELSE now() END
-            FROM inserted
+                {f", CAST({trace_context} AS jsonb)" if trace_context else ""}
+            FROM inserted {traces}
         )
         SELECT {_COLUMNS} FROM inserted
     """).columns(answer_metadata=JSONB)
@@ -81,6 +90,9 @@ _SUBMIT = _submit(_MANY)
 # plan, made for one, for so much cheaper than one made for any number. Without arrays it keeps the plan, which saves a
 # third of the time it takes over the answer.
 _SUBMIT_ONE = _submit(_ONE)
+# The same, with what a trace goes on with. Statements of their own: who does not trace pays nothing for it.
+_SUBMIT_TRACED = _submit(_MANY, trace_context="traced.trace_context", traces=_TRACES)
+_SUBMIT_ONE_TRACED = _submit(_ONE, trace_context=":trace_contexts")
 
 # Find what earlier calls stored under these keys, and whether it is the asking owner's: his own, or stored
 # under his token and claimed since.
@@ -110,6 +122,7 @@ async def submit_response(
     answer_text: str,
     answer_metadata: dict[str, Any] | None = None,
     submission_key: UUID | str | None = None,
+    trace_context: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Store one answer and its handoff, in one statement of the caller's transaction.
 
@@ -127,6 +140,9 @@ async def submit_response(
         answer_text: What the student wrote; at most ``SCORING_MAX_ANSWER_CHARS`` characters.
         answer_metadata: Any JSON mapping of at most 16 KiB.
         submission_key: Makes a retry harmless: the same key gives the same row. Made here if not given.
+        trace_context: Where the scoring's trace goes on: ``traceparent`` (at most 128 characters) and perhaps
+            ``tracestate`` (at most 512) of the W3C's "Trace Context", as ``producers.tracing.current_trace_context()``
+            returns them. Other keys are not stored. Where the key repeats an earlier call, that call's counts.
 
     Returns:
         The stored row, or the row that an earlier call with this key stored.
@@ -148,6 +164,7 @@ async def submit_response(
         "answer_text": answer_text,
         "answer_metadata": answer_metadata,
         "submission_key": submission_key,
+        "trace_context": trace_context,
     }
     return (await submit_responses(conn, [given]))[0]
 
@@ -174,8 +191,16 @@ async def submit_responses(
     keys = [submission.submission_key or time_ordered_uuid() for submission in checked]
     with translated():
         given = _arrays(checked, keys)
+        traces = _traces(checked, keys)
         if len(keys) == 1:
-            result = await conn.execute(_SUBMIT_ONE, {name: value for name, (value,) in given.items()})
+            one = {name: value for name, (value,) in given.items()}
+            if traces:
+                result = await conn.execute(_SUBMIT_ONE_TRACED, {**one, "trace_contexts": traces[keys[0]]})
+            else:
+                result = await conn.execute(_SUBMIT_ONE, one)
+        elif traces:
+            traced = {"traced_keys": list(traces), "trace_contexts": list(traces.values())}
+            result = await conn.execute(_SUBMIT_TRACED, given | traced)
         else:
             result = await conn.execute(_SUBMIT, given)
         rows = {row["submission_key"]: row for row in as_dicts(result)}
@@ -185,6 +210,15 @@ async def submit_responses(
         # Erased between the two statements.
         raise StorageUnavailableError("An earlier answer under this key is being erased; repeat the call.")
     return [rows[key] for key in keys]
+
+
+def _traces(checked: list[Submission], keys: list[UUID]) -> dict[UUID, str]:
+    """The trace contexts that are to be stored, by key; of a key given twice that of the first, which is inserted."""
+    first = {
+        key: submission.trace_context
+        for key, submission in zip(reversed(keys), reversed(checked), strict=True)
+    }
+    return {key: trace_context for key, trace_context in first.items() if trace_context is not None}
 
 
 def _arrays(checked: list[Submission], keys: list[UUID]) -> dict[str, list[Any]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from storage.errors import InvalidInputError
@@ -15,11 +16,9 @@ from storage.limits import (
     MAX_METADATA_BYTES,
     MAX_METADATA_DEPTH,
     MAX_QUESTION_CHARS,
+    MAX_TRACE_CONTEXT_CHARS,
     max_answer_chars,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 MAX_USER_ID = 2**31 - 1  # users.user_id is an integer
 SUBMISSION_FIELDS = frozenset(
@@ -33,6 +32,7 @@ SUBMISSION_FIELDS = frozenset(
         "answer_text",
         "answer_metadata",
         "submission_key",
+        "trace_context",
     }
 )
 QUESTION_FIELDS = frozenset(
@@ -70,6 +70,7 @@ class Submission:
     answer_text: str
     answer_metadata: str | None
     submission_key: UUID | None
+    trace_context: str | None = None
 
 
 # Drawn as nothing, though Unicode files them under letters and symbols: braille blank, Hangul fillers.
@@ -191,6 +192,20 @@ def checked_submission_key(value: object) -> UUID:
         raise InvalidInputError("submission_key", "expected a UUID") from None
 
 
+def _checked_trace_context(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise InvalidInputError("trace_context", f"expected a mapping, got {type(value).__name__}")
+    # Whatever else a propagator has put there, baggage for example, may say who somebody is: it is not stored.
+    kept = {
+        name: storable("trace_context", value[name], max_chars=max_chars)
+        for name, max_chars in MAX_TRACE_CONTEXT_CHARS.items()
+        if value.get(name) is not None
+    }
+    return json.dumps(kept) if "traceparent" in kept else None
+
+
 def checked_submission(given: Mapping[str, Any], *, max_chars: int | None = None) -> Submission:
     """Check everything a caller can get wrong about one submission.
 
@@ -224,6 +239,7 @@ def checked_submission(given: Mapping[str, Any], *, max_chars: int | None = None
         submission_key=None
         if given.get("submission_key") is None
         else checked_submission_key(given["submission_key"]),
+        trace_context=_checked_trace_context(given.get("trace_context")),
     )
 
 
