@@ -61,7 +61,7 @@ lock: ## Resolve the dependencies anew (needs uv)
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header \
 		--no-emit-index-url --no-annotate --all-extras --group dev --output-file requirements/dev.lock
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header \
-		--no-emit-index-url --no-annotate --extra worker --constraint requirements/dev.lock \
+		--no-emit-index-url --no-annotate --extra worker --extra telemetry --constraint requirements/dev.lock \
 		--output-file requirements/worker.lock
 	uv pip compile requirements/peers.in --override benchmarks/peers/overrides.txt --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-emit-index-url --no-annotate --output-file requirements/peers.lock

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from worker.scorers.outcomes import ScoringError
     from worker.scorers.protocol import Score
 
-    Result = Literal["committed", "too_late", "in_doubt"]
+    Result = Literal["committed", "too_late", "in_doubt", "refused"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,8 @@ class Observer:
         Args:
             lease: The answer's.
             transition: How it was to end.
-            result: Whether PostgreSQL committed it, somebody else was first, or nobody knows.
+            result: Whether PostgreSQL committed it, somebody else was first, nobody knows, or PostgreSQL refused to
+                release it: then the lease runs out by itself.
             seconds: From the decision to the reply of PostgreSQL.
         """
 

@@ -27,6 +27,7 @@ from worker.scorers.factory import build_scorer
 from worker.settler import Settler
 from worker.shared_breaker import SharedBreaker
 from worker.sweep import Sweep
+from worker.telemetry.tracing import open_tracing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from worker.scorers.protocol import Scorer
     from worker.settings import ScoringSettings
     from worker.telemetry.metrics import WorkerMetrics
+    from worker.telemetry.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +154,7 @@ class Runtime:
         self.exposition: Callable[[], Awaitable[bytes]] | None = None
         self.metrics: WorkerMetrics | None = None
         self.http: HttpPort | None = None
+        self._tracing: Tracing | None = None
         self._stopping = False
         self._loops: list[asyncio.Task[None]] = []
         self._rings: set[asyncio.Task[None]] = set()
@@ -169,6 +172,9 @@ class Runtime:
             with suppress(RedisError, OSError, TimeoutError):
                 await self.shared_breaker.exchange()  # before the first answer is taken
         await self._open_port()
+        self._tracing = open_tracing(self.heartbeat.worker_id)
+        if self._tracing is not None:
+            self.observers.append(self._tracing.traces)
         loops: dict[str, Coroutine[Any, Any, None]] = {
             "settler": self.settler.run(),
             "renewer": self.renewer.run(),
@@ -271,6 +277,8 @@ class Runtime:
             await asyncio.wait_for(self.engine.dispose(), CLOSE_SECONDS)
         except TimeoutError:
             logger.debug("PostgreSQL does not answer; its connections end with this process.")
+        if self._tracing is not None:
+            await self._tracing.close()
 
     def _done(self, handoff_id: int) -> None:
         self.pool.done(handoff_id)

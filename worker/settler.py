@@ -220,6 +220,8 @@ class Settler:
             await self._perform(type(replacement), [replace(batch[0], transition=replacement)])
         else:
             # Its lease runs out by itself.
+            refused = batch[0]
+            self._observer.ended(lease, refused.transition, "refused", time.monotonic() - refused.since)
             self._busy.discard(lease.handoff_id)
             self._on_done(lease.handoff_id)
 

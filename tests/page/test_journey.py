@@ -73,6 +73,12 @@ async def test_earlier_answers_stand_below_and_are_still_there_after_a_reload(
     await expect(student.cards.nth(1).locator("blockquote")).to_be_hidden()
 
 
+async def all_scored(student: Student, number: int) -> bool:
+    """Whether so many answers are stored, and all have their score."""
+    stored = await student.stored()
+    return len(stored) == number and all(answer["score"] for answer in stored)
+
+
 async def test_more_than_a_page_of_answers_can_be_read(profile: BrowserContext) -> None:
     """Twenty are shown, the others on demand."""
     student = await Student.at(profile)
@@ -86,6 +92,8 @@ async def test_more_than_a_page_of_answers_can_be_read(profile: BrowserContext) 
             },
         )
         assert reply.status == 201
+    # A score that comes while the page looks would bring its answer's card, whichever page it is on.
+    await eventually(lambda: all_scored(student, 23))
     await student.page.reload()
     await expect(student.cards).to_have_count(20)
 

@@ -41,7 +41,7 @@ class WorkerMetrics:
         self._database = DatabaseGauges(runtime.engine)
         self._backlog: dict[str, Any] | None = None
         # A second series for each of ours that says when it began, which Prometheus does not ask for.
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self.measures = Measures(self.registry)
