@@ -55,11 +55,13 @@ python_use_unqualified_type_names = True
 add_module_names = False
 
 # What other projects document; their inventories would have to be fetched.
-_FOREIGN: Final = "APIRouter|AsyncConnection|AsyncEngine|BaseModel|BaseSettings|Redis|UUID|datetime|Path"
+_FOREIGN: Final = (
+    "APIRouter|AsyncConnection|AsyncEngine|BaseModel|BaseSettings|CollectorRegistry|Redis|UUID|datetime|Path"
+)
 nitpick_ignore_regex = [
     ("py:.*", rf"(.*\.)?({_FOREIGN})"),
     # Types of one module that nobody else names: what a function takes is said in its own description.
-    ("py:class", r"(.*\.)?(Submission|Action|Whose)"),
+    ("py:class", r"(.*\.)?(Submission|Action|Whose|Result)"),
 ]
 
 # Autodoc imports with TYPE_CHECKING set, which FastAPI's models do not survive; what is imported already stays.

@@ -9,6 +9,7 @@ from producers.announcer import Announcer
 from producers.batching import SubmissionBatcher
 from producers.bell import Bell
 from producers.errors import ProducerClosedError
+from producers.observer import observed
 from producers.settings import DatabaseSettings, ProducerSettings, QueueSettings
 from producers.tracing import TracedSubmit
 from storage.claims import request_claim
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from producers.observer import SubmitObserver
+
 # How long a closing producer waits for Redis; what it does not announce, the sweep finds.
 CLOSE_TIMEOUT_SECONDS = 2.0
 
@@ -39,13 +42,22 @@ class Producer:
         redis: Where the workers listen; stays the caller's. Give it time-outs (``socket_timeout``,
             ``socket_connect_timeout``).
         max_chars: Longest accepted answer, characters; by default ``SCORING_MAX_ANSWER_CHARS``.
+        observer: Told of every submit, ``producers.metrics.ProducerMetrics`` for example.
     """
 
-    def __init__(self, engine: AsyncEngine, redis: Redis, *, max_chars: int | None = None) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        redis: Redis,
+        *,
+        max_chars: int | None = None,
+        observer: SubmitObserver | None = None,
+    ) -> None:
         self._engine = engine
         self._announcer = Announcer(Bell(redis))
         self._batcher = SubmissionBatcher(engine, self._announcer.responses)
         self._max_chars = max_chars or max_answer_chars()
+        self._observer = observer
         self._closed = False
 
     async def submit(
@@ -88,7 +100,7 @@ class Producer:
             storage.NotMigratedError: The tables are missing.
             ProducerClosedError: The producer was closed; nothing was stored.
         """
-        with TracedSubmit() as traced:
+        with observed(self._observer), TracedSubmit() as traced:
             submission = checked_submission(
                 {
                     "user_id": user_id,
@@ -158,6 +170,7 @@ async def open_producer(
     *,
     engine: AsyncEngine | None = None,
     redis: Redis | None = None,
+    observer: SubmitObserver | None = None,
 ) -> AsyncIterator[Producer]:
     """Open the one producer of this process.
 
@@ -166,6 +179,7 @@ async def open_producer(
             as no engine or no Redis client is given.
         engine: An engine on asyncpg that the web app has already; stays open.
         redis: A Redis client that the web app has already (arq's pool is one); stays open.
+        observer: Told of every submit, ``producers.metrics.ProducerMetrics`` for example.
 
     Yields:
         The producer, until the block ends; then everything submitted is committed.
@@ -180,7 +194,9 @@ async def open_producer(
         engine = own_engine = (settings or DatabaseSettings.from_environment()).engine()
     if redis is None:
         redis = own_redis = (settings or QueueSettings.from_environment()).redis()
-    producer = Producer(engine, redis, max_chars=settings.max_answer_chars if settings else None)
+    producer = Producer(
+        engine, redis, max_chars=settings.max_answer_chars if settings else None, observer=observer
+    )
     try:
         yield producer
     finally:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from producers.metrics import ProducerMetrics
 from tests.databases import ROOT
 from tests.worker.scripted import a_lease, good_score
 from worker.decisions import Surroundings, decide
@@ -50,7 +52,7 @@ class Exposition:
 
 @pytest.fixture
 async def exposition(runtime: Runtime) -> Exposition:
-    """Of a worker that has measured everything once."""
+    """Of a worker that has measured everything once, and of a web process."""
     metrics = WorkerMetrics(runtime)
     lease = a_lease()
     score = good_score(usage=Usage(requests=1, input_tokens=1, output_tokens=1, cost_usd=0.1))
@@ -61,7 +63,9 @@ async def exposition(runtime: Runtime) -> Exposition:
         observer.swept(Counter(live=1))
         observer.lost(1)
         observer.claimed(1)
-    text = (await metrics.exposition()).decode()
+    web_process = CollectorRegistry()
+    ProducerMetrics(web_process).submitted("stored", 0.01)
+    text = (await metrics.exposition() + generate_latest(web_process)).decode()
     samples: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
