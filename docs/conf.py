@@ -61,7 +61,7 @@ _FOREIGN: Final = (
 nitpick_ignore_regex = [
     ("py:.*", rf"(.*\.)?({_FOREIGN})"),
     # Types of one module that nobody else names: what a function takes is said in its own description.
-    ("py:class", r"(.*\.)?(Submission|Action|Whose|Result)"),
+    ("py:class", r"(.*\.)?(Submission|Action|Whose|Result|Kind)"),
 ]
 
 # Autodoc imports with TYPE_CHECKING set, which FastAPI's models do not survive; what is imported already stays.
