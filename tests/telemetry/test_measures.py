@@ -170,6 +170,25 @@ async def test_models_that_are_made_up_do_not_fill_monitoring(runtime: Runtime) 
     assert await sample(metrics, "scoring_tokens_total", model=f"model {MAX_MODELS}") is None
 
 
+@pytest.mark.parametrize("model_id", ["m\ud800", "m\n", "m" * 201])
+async def test_a_model_that_cannot_be_a_label_spoils_nothing(runtime: Runtime, model_id: str) -> None:
+    """What a scorer of somebody's own returns unchecked is counted under another name."""
+    metrics = WorkerMetrics(runtime)
+    score = good_score(usage=Usage(input_tokens=1)).model_copy(update={"model_id": model_id})
+    metrics.measures.scored(a_lease(), score, 0.1)
+
+    assert await sample(metrics, "scoring_tokens_total", model="others", direction="input") == 1
+
+
+async def test_a_price_without_end_does_not_stay(runtime: Runtime) -> None:
+    """The sum goes on with what makes sense."""
+    metrics = WorkerMetrics(runtime)
+    for cost_usd in (0.5, float("inf"), 0.25):
+        metrics.measures.scored(a_lease(), good_score(usage=Usage(cost_usd=cost_usd)), 0.1)
+
+    assert await sample(metrics, "scoring_cost_dollars_total", model="scripted") == 0.75
+
+
 async def test_the_event_loop_is_watched(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever holds up the loop is seen as lag."""
     monkeypatch.setattr("worker.telemetry.measures.LAG_EVERY_SECONDS", 0.01)

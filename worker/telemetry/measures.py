@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import cache
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Histogram
@@ -61,6 +62,7 @@ _LAG_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 10)
 LAG_EVERY_SECONDS = 1.0
 # Models by name; a scorer that makes up a name for each answer must not fill monitoring.
 MAX_MODELS = 20
+MAX_MODEL_CHARS = 200
 
 
 class Measures(Observer):
@@ -140,7 +142,8 @@ class Measures(Observer):
         if usage.input_tokens or usage.output_tokens:
             self._tokens(model, "input").inc(usage.input_tokens)
             self._tokens(model, "output").inc(usage.output_tokens)
-        if usage.cost_usd is not None:
+        # A sum that was infinite once is infinite for ever.
+        if usage.cost_usd is not None and isfinite(usage.cost_usd):
             self._cost(model).inc(usage.cost_usd)
 
     def ended(self, lease: Lease, transition: Transition, result: Result, seconds: float) -> None:  # noqa: ARG002
@@ -174,7 +177,8 @@ class Measures(Observer):
     def _model(self, model_id: str) -> str:
         if model_id in self._models:
             return model_id
-        if len(self._models) >= MAX_MODELS:
+        # A scorer of somebody's own may call its model anything: half a surrogate would spoil the exposition for ever.
+        if len(self._models) >= MAX_MODELS or len(model_id) > MAX_MODEL_CHARS or not model_id.isprintable():
             return "others"
         self._models.add(model_id)
         return model_id
