@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import text
@@ -172,8 +173,14 @@ def checked_choice(choice: Choice) -> Choice:
     """Check that the bounds leave something between them.
 
     Raises:
-        InvalidInputError: A lower bound lies above its upper one, or a moment has no time zone.
+        InvalidInputError: A lower bound lies above its upper one, a score is no finite number, or a moment has no time
+            zone.
     """
+    for name in ("min_score", "max_score"):
+        bound = getattr(choice, name)
+        # To PostgreSQL, NaN lies above every score: as an upper bound it would choose all.
+        if bound is not None and not isfinite(bound):
+            raise InvalidInputError(name, "expected a finite number")
     for name in _MOMENTS:
         moment = getattr(choice, name)
         if moment is not None and moment.tzinfo is None:

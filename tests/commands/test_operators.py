@@ -302,6 +302,64 @@ async def test_an_export_is_a_file_that_only_its_owner_may_read(
     assert (await history(commands))[-1] == ("Ada", "export", 2)
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("redirection", "said"),
+    [(">/dev/full", "Standard output cannot be written"), (">&-", "Standard output is closed")],
+)
+async def test_an_export_that_cannot_be_written_says_so(
+    commands: Commands, engine: AsyncEngine, redirection: str, said: str
+) -> None:
+    """In one line and without a traceback: the disk is full, or nothing is there to write to."""
+    await a_student(engine, token())
+    command = f'exec "$@" {redirection}'
+    done = await asyncio.to_thread(
+        subprocess.run,
+        ["/bin/sh", "-c", command, "sh", *SCORING, "export", "--user", "3"],
+        env={"PATH": "/usr/bin:/bin", **commands.environment},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.processes
+async def test_an_export_is_utf_8_whatever_the_terminal_speaks(commands: Commands, engine: AsyncEngine) -> None:
+    """An emoji does not end it in the middle."""
+    async with engine.begin() as conn:
+        await submit(conn, user_id=3, anonymous_token=None, answer_text="🌱")
+    ascii_only = {**commands.environment, "PYTHONIOENCODING": "ascii"}
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [*SCORING, "export", "--user", "3"],
+        env={"PATH": "/usr/bin:/bin", **ascii_only},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "🌱" in done.stdout.decode()
+
+
+async def test_a_reason_commands_no_terminal(commands: Commands, engine: AsyncEngine) -> None:
+    """It may come from a model: what a terminal would obey is shown and not done."""
+    async with engine.begin() as conn:
+        await publish(conn)
+        await bury(conn, (await submit(conn))["response_id"], reason="\x1b]0;gotcha\x07Refused.\x1b[2J")
+
+    shown = (await commands.run("dead", "list")).stdout
+
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    assert "Refused." in shown
+
+
 async def test_retry_and_dismiss_are_recorded(commands: Commands, engine: AsyncEngine) -> None:
     """With who did it and to which answers; what changed nothing leaves no record."""
     async with engine.begin() as conn:

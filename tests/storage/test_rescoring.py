@@ -182,6 +182,8 @@ async def test_a_step_is_bounded(conn: AsyncConnection, monkeypatch: pytest.Monk
         {"min_score": 3, "max_score": 2},
         {"scored_from": NOW, "scored_before": NOW - DAY},
         {"answered_from": NOW.replace(tzinfo=None)},
+        {"max_score": float("nan")},
+        {"min_score": float("-inf")},
     ],
 )
 def test_bounds_that_leave_nothing_are_refused(wrong: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from contextlib import aclosing, contextmanager
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -114,6 +115,10 @@ async def _export(student: Named, file: TextIO, who: str) -> dict[str, int]:
 
 @contextmanager
 def _standard_output() -> Iterator[TextIO]:
+    if sys.stdout is None:
+        raise UnwritableError("Standard output is closed; nothing was written.")
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # JSON's, whatever the terminal's may be
     try:
         yield sys.stdout
         sys.stdout.flush()
@@ -123,6 +128,8 @@ def _standard_output() -> Iterator[TextIO]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(exc, BrokenPipeError):
             raise typer.Exit(1) from None
+        if isinstance(exc, OSError):
+            raise UnwritableError(f"Standard output cannot be written: {exc.strerror}.") from exc
         raise
 
 

@@ -73,4 +73,11 @@ def _cell(value: Any) -> str:
         case datetime():
             return f"{value:%Y-%m-%d %H:%M:%S}"
         case _:
-            return escape(str(value))
+            return escape(_visible(str(value)))
+
+
+def _visible(value: str) -> str:
+    """A text without what a terminal would obey: a reason may come from a model, a name from a web app."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in value
+    )
