@@ -69,8 +69,7 @@ async def new_context(browser: Browser, **options: Any) -> AsyncIterator[tuple[B
     complaints: list[str] = []
 
     def hear(message: ConsoleMessage) -> None:
-        # Chromium calls every 404 an error, though asking whether there is something is none.
-        if message.type in {"error", "warning"} and "status of 404" not in message.text:
+        if message.type in {"error", "warning"}:
             complaints.append(f"console: {message.text}")
 
     context.on("console", hear)
