@@ -22,10 +22,8 @@ $(STAMP): requirements/dev.lock pyproject.toml
 demo: $(STAMP) ## Run the whole pipeline on this machine; SERVE=1 (and PORT=8000) for the student's page
 	@$(BIN)/python -m demo $(if $(SERVE),--serve) $(if $(PORT),--port $(PORT))
 
-screenshots: $(STAMP) ## Take the pictures of the student's page anew (needs Chromium)
+screenshots: $(STAMP) ## Take the README's pictures of the student's page and the console anew (needs Chromium)
 	@$(BIN)/python -m tests.page.screenshots
-
-screenshots: $(STAMP) ## Make the README's picture of the console anew, of a real worker under load (needs chromium)
 	@$(BIN)/python -m demo.screenshots
 
 servers: $(STAMP) ## Run PostgreSQL and Valkey until Ctrl-C, for trying things out
