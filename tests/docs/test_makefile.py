@@ -13,7 +13,9 @@ TARGETS = re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE)
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     """What make says."""
-    return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        ["make", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 def test_make_finds_nothing_to_warn_of_and_every_target_has_one_recipe() -> None:
