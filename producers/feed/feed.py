@@ -145,7 +145,7 @@ class Feed:
     def _pause_seconds(self) -> float:
         # An outage of hours must not count its pauses to a number that no float holds.
         doublings = min(self._failures, MAX_DOUBLINGS)
-        return min(MAX_PAUSE_SECONDS, self._settings.look_seconds * 2**doublings)
+        return min(MAX_PAUSE_SECONDS, self._settings.look_seconds * 2.0**doublings)
 
     def _note_failure(self, exc: Exception) -> None:
         self._failures += 1

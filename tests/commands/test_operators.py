@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import stat
+import subprocess
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ import typer
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
+from demo.worker_process import SCORING
 from storage.claims import claim_assessment_responses
 from storage.verification import verify_settlement
 from tests.commands.operating import bare_answers, score_all, scored_answers, scores_each
@@ -329,7 +332,9 @@ async def test_an_export_that_cannot_be_written_says_so(
 
 
 @pytest.mark.processes
-async def test_an_export_is_utf_8_whatever_the_terminal_speaks(commands: Commands, engine: AsyncEngine) -> None:
+async def test_an_export_is_utf_8_whatever_the_terminal_speaks(
+    commands: Commands, engine: AsyncEngine
+) -> None:
     """An emoji does not end it in the middle."""
     async with engine.begin() as conn:
         await submit(conn, user_id=3, anonymous_token=None, answer_text="🌱")

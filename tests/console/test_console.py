@@ -148,6 +148,19 @@ async def test_nothing_of_an_answer_is_shown_anywhere(
         await sign_in(browserless)
 
 
+@pytest.mark.parametrize("origin", ["http://[", "http://elsewhere.example", "null", ""])
+async def test_a_foreign_origin_is_refused_whatever_it_looks_like(
+    browserless: httpx.AsyncClient, origin: str
+) -> None:
+    """An older browser says only where the page came from; what is no address is no reason to fail."""
+    sent = await browserless.post(
+        "/console/login",
+        data={"name": "Ada", "token": TOKEN},
+        headers={"Origin": origin},
+    )
+    assert sent.status_code == 403
+
+
 async def test_the_dead_have_pages(browserless: httpx.AsyncClient, engine: AsyncEngine) -> None:
     """Fifty on a page, of one kind or of all; an address that makes no sense is the first page."""
     ids = await bury_answers(engine, *[TOO_LONG] * 52, REFUSED)

@@ -78,6 +78,4 @@ def _cell(value: Any) -> str:
 
 def _visible(value: str) -> str:
     """A text without what a terminal would obey: a reason may come from a model, a name from a web app."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in value
-    )
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in value)
