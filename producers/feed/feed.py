@@ -34,6 +34,8 @@ LOOK_SECONDS = 10.0
 # Who begins to listen is looked up at once, but together with those who come at the same moment.
 GATHER_SECONDS = 0.02
 MAX_PAUSE_SECONDS = 5.0
+# From a millisecond it takes so many doublings to the longest pause.
+MAX_DOUBLINGS = 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +138,14 @@ class Feed:
                     await self._follow()
             except Exception as exc:  # noqa: BLE001 - a feed that ended would leave its streams silent for ever
                 self._note_failure(exc)
-                pause_seconds = min(MAX_PAUSE_SECONDS, self._settings.look_seconds * 2**self._failures)
-                await asyncio.sleep(pause_seconds)
+                await asyncio.sleep(self._pause_seconds())
         # No await between the last look at who listens and this: who comes now starts another task.
         self._task = None
+
+    def _pause_seconds(self) -> float:
+        # An outage of hours must not count its pauses to a number that no float holds.
+        doublings = min(self._failures, MAX_DOUBLINGS)
+        return min(MAX_PAUSE_SECONDS, self._settings.look_seconds * 2.0**doublings)
 
     def _note_failure(self, exc: Exception) -> None:
         self._failures += 1

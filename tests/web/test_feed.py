@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
+from demo.servers import free_port
 from producers.errors import ProducerClosedError, TooManyListenersError
 from producers.feed import Feed, FeedSettings, look, parse_cursor
+from storage import create_engine
 from storage.claims import apply_claim, request_claim
 from storage.dead import rescore_responses, retry_dead
 from storage.erasure import erase_responses
@@ -297,6 +299,19 @@ async def test_a_lost_connection_costs_nothing_but_time(engine: AsyncEngine) -> 
             await settle(conn, answer)
         later = await submitted(engine)
         await shows(page, listener, {answer: "scored", later: "waiting"})
+
+
+async def test_an_outage_may_last_for_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often the feed has failed, it tries again: else its streams were silent until the next deployment."""
+    monkeypatch.setattr("producers.feed.feed.MAX_PAUSE_SECONDS", 0.01)
+    engine = create_engine(f"postgresql+asyncpg://127.0.0.1:{free_port()}/nothing")
+    async with feeding(engine) as feed:
+        feed.listen(ADA)
+        feed._failures = so_far = 5_000
+        await eventually(lambda: feed._failures > so_far + 2)
+        assert feed._task is not None
+        assert not feed._task.done()
+    await engine.dispose()
 
 
 async def _any(conn: AsyncConnection, query: object) -> bool:
