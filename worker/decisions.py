@@ -11,6 +11,8 @@ from worker.scorers.outcomes import AttemptFailed, Hopeless, ProviderTrouble, Sc
 from worker.scorers.protocol import Score
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from worker.leased import Lease
 
 # A failed attempt waits 5 s, then 10, 20, … at most ten minutes: time for a model to be fixed or restarted.
@@ -59,6 +61,14 @@ class HandBack:
 
 
 Transition = Settle | Postpone | Fail | Bury | HandBack
+# What metrics and traces call them.
+OUTCOMES: Mapping[type[Transition], str] = {
+    Settle: "scored",
+    Fail: "failed",
+    Postpone: "postponed",
+    Bury: "dead",
+    HandBack: "handed_back",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from producers.web.host import Host
 from producers.web.idempotency import idempotency_key, submission_key
 from producers.web.identity import Identity
 from producers.web.pages import DEFAULT_LIMIT, MAX_LIMIT, PATTERN, decode_cursor, encode_cursor
+from producers.web.paths import QUESTION_ID
 from producers.web.problems import key_used, not_found
 from producers.web.shapes import KEY_SCHEMA, Page, ScoredResponse, StoredResponse, Submission
 from storage.responses import get_response, get_responses
@@ -137,9 +138,8 @@ def add_answers(router: APIRouter, host: Host) -> None:
             raise not_found("response")
         return ScoredResponse.with_scores(row)
 
-    # An id may contain slashes.
     @router.get(
-        "/questions/{question_id:path}/responses",
+        f"/questions/{QUESTION_ID}/responses",
         operation_id="list_question_responses",
         summary="List one's own attempts at one question, newest first",
         response_description="A page of answers, each with its state and its current score.",

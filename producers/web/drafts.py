@@ -13,12 +13,13 @@ from producers.web.documentation import problems
 from producers.web.host import Host
 from producers.web.idempotency import is_submission_key
 from producers.web.identity import Identity
+from producers.web.paths import QUESTION_ID
 from producers.web.problems import invalid
 from producers.web.shapes import KEY_SCHEMA, Draft, DraftText
 from storage.drafts import discard_draft, get_draft, save_draft
 
 # The id of a question may contain slashes, the slug of a module may not.
-_PATH = "/drafts/{module_slug}/{question_id:path}"
+_PATH = "/drafts/{module_slug}/" + QUESTION_ID
 ModuleSlug = Annotated[str, Path(json_schema_extra=KEY_SCHEMA)]
 QuestionId = Annotated[str, Path(json_schema_extra=KEY_SCHEMA)]
 _NOT_SAVED: dict[int | str, dict[str, Any]] = {

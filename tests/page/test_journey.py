@@ -138,12 +138,9 @@ async def test_an_empty_answer_is_not_sent(profile: BrowserContext, text: str) -
     assert await student.stored() == []
 
 
-async def test_characters_are_counted_as_the_database_counts_them(
-    make_profile: Callable[..., Awaitable[BrowserContext]],
-) -> None:
+async def test_characters_are_counted_as_the_database_counts_them(profile: BrowserContext) -> None:
     """An emoji is one character, not two; one too many is said and not sent; the last one fits and is stored."""
-    # Where the text is too long for long enough to be saved as a draft, the browser logs that the server refused it.
-    student = await Student.at(await make_profile(may_complain=True))
+    student = await Student.at(profile)
     remaining = student.page.locator("#remaining")
 
     await student.write("🌱" * 19_999)
@@ -152,6 +149,8 @@ async def test_characters_are_counted_as_the_database_counts_them(
     await expect(remaining).to_have_text("1 character too long")
     await student.button.click()
     await expect(student.problem).to_have_text("Your answer is 1 character too long.")
+    # As a draft it is not sent either, and the page says where it is.
+    await expect(student.draft_status).to_contain_text("kept on this device", timeout=PATIENCE_MS)
     assert await student.stored() == []
 
     await student.submit("🌱" * 20_000)

@@ -102,6 +102,16 @@ async def test_a_page_that_is_just_full_is_the_last(client: httpx.AsyncClient) -
     assert (await client.get("/responses?limit=2")).json()["next_cursor"] is None
 
 
+async def test_the_id_of_a_question_may_have_lines(client: httpx.AsyncClient) -> None:
+    """What can be submitted can be asked for: a line break in the path is a part of the id, and no other page."""
+    answer_id = await submitted(client, question_id="first\nsecond\n")
+
+    reply = await client.get("/questions/first%0Asecond%0A/responses")
+
+    assert reply.status_code == 200, reply.text
+    assert [item["id"] for item in reply.json()["items"]] == [answer_id]
+
+
 async def test_filters(client: httpx.AsyncClient) -> None:
     """By module, by question, and by the path of a question, whose id may contain anything."""
     odd = "unit 1/ä?&%2F"

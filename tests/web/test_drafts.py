@@ -72,6 +72,15 @@ async def test_a_draft_moves_to_the_user_who_signs_in(client: httpx.AsyncClient,
     assert await nothing(client, as_token(mine))
 
 
+async def test_the_id_of_a_question_may_have_lines(client: httpx.AsyncClient) -> None:
+    """A line break in the path is a part of the id."""
+    saved = await client.put("/drafts/biology/first%0Asecond%0A", json=draft())
+    read = await client.get("/drafts/biology/first%0Asecond%0A")
+
+    assert (saved.status_code, read.status_code) == (200, 200)
+    assert read.json()["question_id"] == "first\nsecond\n"
+
+
 async def test_the_id_of_a_question_may_contain_slashes(client: httpx.AsyncClient) -> None:
     """They may be quoted or not."""
     await client.put("/drafts/biology/unit-1%2Fq", json=draft())

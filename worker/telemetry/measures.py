@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Histogram
 
-from worker.decisions import Bury, Fail, HandBack, Postpone, Settle
+from worker.decisions import OUTCOMES
 from worker.observer import Observer
 from worker.scorers.outcomes import Hopeless, ProviderTrouble
 from worker.scorers.protocol import Score
@@ -24,14 +24,6 @@ if TYPE_CHECKING:
     from worker.observer import Result
     from worker.scorers.outcomes import ScoringError
 
-# The settler's names read to people: a failed attempt, a postponed one, a dead answer.
-OUTCOMES: dict[type[Transition], str] = {
-    Settle: "scored",
-    Fail: "failed",
-    Postpone: "postponed",
-    Bury: "dead",
-    HandBack: "handed_back",
-}
 # A message arrives within milliseconds, the sweep within a second; in a rush answers wait for minutes, after an
 # outage for hours.
 _PICKUP_BUCKETS = (

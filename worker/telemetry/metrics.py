@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
+from worker.decisions import OUTCOMES
 from worker.telemetry.database_gauges import DatabaseGauges
-from worker.telemetry.measures import OUTCOMES, Measures
+from worker.telemetry.measures import Measures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

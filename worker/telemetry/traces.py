@@ -21,7 +21,7 @@ from opentelemetry.trace import (
 
 from producers.tracing import DESTINATION, SYSTEM
 from storage.limits import MAX_TRACE_CONTEXT_CHARS
-from worker.decisions import Bury, Fail, HandBack, Postpone, Settle
+from worker.decisions import OUTCOMES, Bury, Fail, Postpone
 from worker.observer import Observer
 from worker.scorers.outcomes import ScoringError
 from worker.scorers.protocol import Score
@@ -46,14 +46,6 @@ _MESSAGING: Mapping[str, AttributeValue] = {
 }
 _SCORE = {**_MESSAGING, "messaging.operation.name": "score", "messaging.operation.type": "process"}
 _SETTLE = {**_MESSAGING, "messaging.operation.name": "settle", "messaging.operation.type": "settle"}
-# As metrics call them.
-_OUTCOMES: Mapping[type[Transition], str] = {
-    Settle: "scored",
-    Fail: "failed",
-    Postpone: "postponed",
-    Bury: "dead",
-    HandBack: "handed_back",
-}
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
 # One member of a tracestate. Checked before OpenTelemetry reads it, which logs what it does not like.
@@ -196,7 +188,7 @@ class Traces(Observer):
         """End the span of a lease, with what became of it, after one for the commit."""
         if (held := self._open.get(lease.handoff_id)) is None:
             return  # given back before it was begun
-        outcome = {"scoring.outcome": _OUTCOMES[type(transition)], "scoring.result": result}
+        outcome = {"scoring.outcome": OUTCOMES[type(transition)], "scoring.result": result}
         try:
             if held.lease.is_recording():
                 settle = self._tracer.start_span(

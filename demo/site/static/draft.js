@@ -2,7 +2,7 @@
 // first letter on until the server has it, and on the server a second after the last letter.
 
 import { Away, Refused, deleteDraft, draft as readDraft, saveDraft } from "./api.js";
-import { newKey, wellFormed } from "./text.js";
+import { countCharacters, newKey, wellFormed } from "./text.js";
 
 const PAUSE_MS = 1_000; // after the last letter
 const LONGEST_MS = 5_000; // for those who never pause
@@ -28,8 +28,10 @@ export function forgetAllOnThisDevice() {
 export class Draft {
   // `onStatus` hears "", "saving", "saved", "kept" (on this device only) or "refused", and why.
   // `onSpent` is called when it turns out that an answer was submitted under this key, from another tab perhaps.
-  constructor(question, mark, onStatus, onSpent) {
+  // A text of more than `maxChars` is not sent: the server would refuse it.
+  constructor(question, mark, maxChars, onStatus, onSpent) {
     this.question = question;
+    this.maxChars = maxChars;
     this.text = "";
     this.key = null; // made at the first letter, and kept until the answer has arrived
     this.name = `${PREFIX}${mark}:${question.module_slug}/${question.question_id}`;
@@ -108,6 +110,10 @@ export class Draft {
 
   async #send(text, key, options) {
     this.changedSince = null;
+    if (countCharacters(text) > this.maxChars) {
+      this.onStatus("refused");
+      return false;
+    }
     let stored = true;
     try {
       if (text.trim()) stored = (await saveDraft(this.question, wellFormed(text), key, options)) !== null;

@@ -105,6 +105,7 @@ function newDraft(mark) {
   const made = new Draft(
     question,
     mark,
+    who.max_answer_chars,
     (state) => made === draft && showDraftStatus(state),
     () => made === draft && void settleSpent(made),
   );
