@@ -41,6 +41,7 @@ _PROBLEMS: dict[str, tuple[str, ProblemError]] = {
         ProblemError(403, "There is nothing that this caller may claim.", kind="may-not-claim"),
     ),
     "no_response": ("It does not exist, or is somebody else's.", not_found("response")),
+    "no_draft": ("There is none, or its answer was submitted.", not_found("draft")),
     "malformed": (
         "The body is not JSON.",
         ProblemError(400, "The body is not JSON in UTF-8.", kind="malformed"),

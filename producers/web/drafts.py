@@ -14,7 +14,7 @@ from producers.web.host import Host
 from producers.web.idempotency import is_submission_key
 from producers.web.identity import Identity
 from producers.web.paths import QUESTION_ID
-from producers.web.problems import invalid
+from producers.web.problems import invalid, not_found
 from producers.web.shapes import KEY_SCHEMA, Draft, DraftText
 from storage.drafts import discard_draft, get_draft, save_draft
 
@@ -26,10 +26,6 @@ _NOT_SAVED: dict[int | str, dict[str, Any]] = {
     204: {
         "description": "Nothing was stored: the answer was submitted under this key, or a later text was saved."
     }
-}
-# Having no draft is the rule, and no error: browsers write each 404 into their console.
-_NO_DRAFT: dict[int | str, dict[str, Any]] = {
-    204: {"description": "There is no draft, or its answer was submitted."}
 }
 
 
@@ -75,20 +71,21 @@ def add_drafts(router: APIRouter, host: Host) -> None:
         _PATH,
         operation_id="get_draft",
         summary="Read what was written and not submitted",
-        response_model=Draft,
         response_description="The draft.",
-        responses=_NO_DRAFT | problems(),
+        responses=problems("no_draft"),
     )
     async def read_draft(
         module_slug: ModuleSlug,
         question_id: QuestionId,
         caller: Annotated[Identity, Depends(host.identity)],
         engine: Annotated[AsyncEngine, Depends(host.engine)],
-    ) -> Any:
+    ) -> Draft:
         """Read a draft of one's own, with the key under which to submit it."""
         async with connected(engine) as conn:
             row = await get_draft(conn, **caller.whose, module_slug=module_slug, question_id=question_id)
-        return Response(status_code=204) if row is None else Draft.of(row)
+        if row is None:
+            raise not_found("draft")
+        return Draft.of(row)
 
     @router.delete(
         _PATH,

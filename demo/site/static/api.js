@@ -60,7 +60,14 @@ export const submit = (question, text, key) =>
     headers: { "Idempotency-Key": key },
   });
 
-export const draft = (question) => call("GET", draftPath(question)); // null where there is none
+export async function draft(question) {
+  try {
+    return await call("GET", draftPath(question));
+  } catch (error) {
+    if (error instanceof Refused && error.status === 404) return null;
+    throw error;
+  }
+}
 
 export const saveDraft = (question, text, key, options) =>
   call("PUT", draftPath(question), { body: { answer_text: text, submission_key: key }, ...options });
