@@ -13,10 +13,11 @@ from sqlalchemy import text
 
 from demo.servers import die_with_parent
 from demo.worker_process import SCORING
+from storage.claims import claim_assessment_responses
 from storage.leases import pull_handoffs
 from storage.settlements import settle_handoffs
 from tests.databases import ROOT
-from tests.factories import LEASE_SECONDS, MODULE, QUESTION, publish, settlement
+from tests.factories import LEASE_SECONDS, MODULE, QUESTION, publish, settlement, submit
 from tests.producers.waiting import eventually
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+    from tests.commands.conftest import Commands
 
 _ANSWERS = text("""
     INSERT INTO assessment_responses (user_id, anonymous_token, module_slug, question_id, answer_text, created_at)
@@ -148,3 +151,18 @@ async def ended(process: Process) -> tuple[int | None, str, str]:
     async with asyncio.timeout(60):
         out, err = await process.communicate()
     return process.returncode, (out or b"").decode(), err.decode()
+
+
+async def history(commands: Commands) -> list[tuple[str, str, int]]:
+    """Who did what, and to how many answers."""
+    return [(row["actor"], row["action"], row["affected"]) for row in await commands.json("history")]
+
+
+async def a_student(engine: AsyncEngine, anonymous: str) -> None:
+    """User 3 has an answer; one more lies under a token that he has claimed; somebody else has answers too."""
+    async with engine.begin() as conn:
+        await publish(conn)
+        await submit(conn, user_id=3)
+        await submit(conn, anonymous_token=anonymous)
+        await claim_assessment_responses(conn, anonymous_token=anonymous, user_id=3)
+        await submit(conn, user_id=4)
