@@ -22,7 +22,7 @@ from tests.producers.waiting import eventually
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -111,11 +111,17 @@ async def latest_run(engine: AsyncEngine) -> dict[str, Any]:
 async def waiting(engine: AsyncEngine, number: int = 1) -> None:
     """Wait until so many sessions wait for a lock."""
 
-    async def look() -> bool:
-        async with engine.connect() as conn:
-            return int((await conn.execute(_WAITING)).scalar_one()) >= number
+    await eventually(lambda: _waits(engine, lambda found: found >= number))
 
-    await eventually(look)
+
+async def nobody_waits(engine: AsyncEngine) -> None:
+    """Wait until no session waits for a lock; that of a killed process does until it gets it."""
+    await eventually(lambda: _waits(engine, lambda found: found == 0))
+
+
+async def _waits(engine: AsyncEngine, enough: Callable[[int], bool]) -> bool:
+    async with engine.connect() as conn:
+        return enough(int((await conn.execute(_WAITING)).scalar_one()))
 
 
 @asynccontextmanager

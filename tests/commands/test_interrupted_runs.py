@@ -26,6 +26,7 @@ from tests.commands.operating import (
     ended,
     held,
     latest_run,
+    nobody_waits,
     score_all,
     scored_answers,
     scores_each,
@@ -159,6 +160,7 @@ async def test_two_may_resume_the_same_run(commands: Commands, engine: AsyncEngi
         process = await in_the_middle(commands, engine, kind)
         process.kill()
         await process.wait()
+    await nobody_waits(engine)  # or the session of the killed one would be counted for one of the two
     async with held(engine, ids[MIDDLE]):
         both = [await start_command(commands.environment, kind, "--resume") for _ in range(2)]
         await waiting(engine, 2)
