@@ -110,7 +110,6 @@ async def latest_run(engine: AsyncEngine) -> dict[str, Any]:
 
 async def waiting(engine: AsyncEngine, number: int = 1) -> None:
     """Wait until so many sessions wait for a lock."""
-
     await eventually(lambda: _waits(engine, lambda found: found >= number))
 
 
