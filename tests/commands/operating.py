@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -22,7 +23,7 @@ from tests.producers.waiting import eventually
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -41,11 +42,15 @@ _SCORES = text("""
         '{"overall_score": 2, "usage": {"cost_usd": 0.25, "input_tokens": 90, "output_tokens": 10}}'
     FROM unnest(CAST(:ids AS bigint[])) AS response_id ORDER BY response_id
 """)
-# Whoever waits for a lock in this database.
+# Whoever waits for a lock in this database, and is a client.
 _WAITING = text("""
     SELECT count(*) FROM pg_stat_activity
-    WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0
+    WHERE datname = current_database() AND backend_type = 'client backend' AND backend_start > :since
+        AND cardinality(pg_blocking_pids(pid)) > 0
 """)
+
+
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 async def bare_answers(
@@ -108,19 +113,20 @@ async def latest_run(engine: AsyncEngine) -> dict[str, Any]:
         return dict(row) if (row := found.mappings().first()) else {}
 
 
-async def waiting(engine: AsyncEngine, number: int = 1) -> None:
-    """Wait until so many sessions wait for a lock."""
-    await eventually(lambda: _waits(engine, lambda found: found >= number))
+async def waiting(engine: AsyncEngine, number: int = 1, *, since: datetime = LONG_AGO) -> None:
+    """Wait until so many sessions wait for a lock.
 
+    Args:
+        engine: Where.
+        number: How many.
+        since: Those that began before do not count: that of a killed process waits on until it has its lock.
+    """
 
-async def nobody_waits(engine: AsyncEngine) -> None:
-    """Wait until no session waits for a lock; that of a killed process does until it gets it."""
-    await eventually(lambda: _waits(engine, lambda found: found == 0))
+    async def look() -> bool:
+        async with engine.connect() as conn:
+            return int((await conn.execute(_WAITING, {"since": since})).scalar_one()) >= number
 
-
-async def _waits(engine: AsyncEngine, enough: Callable[[int], bool]) -> bool:
-    async with engine.connect() as conn:
-        return enough(int((await conn.execute(_WAITING)).scalar_one()))
+    await eventually(look)
 
 
 @asynccontextmanager
