@@ -20,6 +20,7 @@ from benchmarks import (
     model_bound,
     pickup,
     processor,
+    runs,
     service_times,
     simulation,
     start,
@@ -60,6 +61,7 @@ PARTS = {
     "simulation": Part(simulation.measure, 60, simulation.STEPS),
     "lanes": Part(lanes.measure, 170, lanes.STEPS),
     "churn": Part(churn.measure, 200, churn.STEPS),
+    "runs": Part(runs.measure, 400, runs.STEPS),
 }
 RESULTS = Path(__file__).parent / "results.json"
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
