@@ -39,8 +39,15 @@ class Opened:
     """An open port. ``ended`` and ``stopping`` are what its worker says of itself."""
 
     address: str
+    http: HttpPort
     ended: list[str] = field(default_factory=list)
     stopping: bool = False
+
+    def connections(self) -> list[Any]:
+        """The server's side of each connection."""
+        served = self.http._server
+        assert served is not None
+        return list(served._server.server_state.connections)
 
     def client(self, **options: Any) -> httpx.AsyncClient:
         """A client with cookies of its own; its caller closes it."""
@@ -73,7 +80,6 @@ def open_port(
             "http_port": port,
             "console_token": TOKEN,
         }
-        told = Opened(f"http://127.0.0.1:{port}")
         http = HttpPort(
             ScoringSettings(**given | changes),
             client or redis,
@@ -81,6 +87,7 @@ def open_port(
             stopping=lambda: told.stopping,
             metrics=metrics,
         )
+        told = Opened(f"http://127.0.0.1:{port}", http)
         await http.start()
         try:
             yield told

@@ -262,6 +262,59 @@ async def test_all_of_a_kind_are_dismissed(browserless: httpx.AsyncClient, engin
     assert dismissed[0]["last_error"] == f"{TOO_LONG} (dismissed by Ada Ops)"
 
 
+@pytest.mark.parametrize("action", ["retry", "dismiss"])
+async def test_who_is_asked_about_one_sees_why_it_died(
+    browserless: httpx.AsyncClient, engine: AsyncEngine, action: str
+) -> None:
+    """Question, reason and history of this very answer, not of the oldest; and that it is not dead any more."""
+    first, asked_about = await bury_answers(engine, TOO_LONG, REFUSED)
+    await sign_in(browserless)
+    query: dict[str, Any] = {"action": action, "response_id": asked_about}
+
+    page = (await browserless.get("/console/ask", params=query)).text
+    assert "The model refuses &lt;this&gt; answer &amp; says so." in page
+    assert "attempts 1, postponed 0, leases lost 0, live" in page
+    assert TOO_LONG not in page
+
+    await confirmed(browserless, action="retry", response_id=first)
+    gone = (await browserless.get("/console/ask", params=query | {"response_id": first})).text
+    assert "It is not dead any more." in gone
+
+
+async def test_the_cookie_is_for_tls_alone_where_a_proxy_speaks_it(browserless: httpx.AsyncClient) -> None:
+    """The port itself speaks plain HTTP; a browser must not send the cookie over it where it came over TLS."""
+    form = {"name": "Ada", "token": TOKEN}
+    for proto, is_secure in (("https", True), ("http, https", True), ("http", False), ("", False)):
+        told = {"X-Forwarded-Proto": proto} if proto else {}
+        answer = await browserless.post("/console/login", data=form, headers=POST | told)
+        assert answer.status_code == 303
+        assert ("Secure" in answer.headers["set-cookie"]) is is_secure, proto
+
+
+@pytest.mark.parametrize(
+    ("sent", "name"),
+    [
+        ("Zoë 李".encode(), "Zoë 李"),
+        ("Zoë".encode("latin-1"), "Zoë"),
+    ],
+)
+async def test_a_program_may_act_for_anybody(
+    browserless: httpx.AsyncClient, engine: AsyncEngine, sent: bytes, name: str
+) -> None:
+    """A name is recorded as it is written, in UTF-8 as programs send it, or in Latin-1 as HTTP once had it."""
+    [response_id] = await bury_answers(engine, REFUSED)
+
+    answer = await browserless.post(
+        "/console/act",
+        data={"action": "retry", "response_id": response_id},
+        headers={b"Authorization": f"Bearer {TOKEN}".encode(), b"Scoring-Actor": sent},
+    )
+
+    assert answer.status_code == 200
+    async with engine.connect() as conn:
+        assert (await latest_actions(conn))[0]["actor"] == name
+
+
 async def test_without_the_token_nobody_acts(browserless: httpx.AsyncClient, engine: AsyncEngine) -> None:
     """Whoever only looks is asked to sign in, whatever he sends."""
     [response_id] = await bury_answers(engine, REFUSED)

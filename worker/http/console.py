@@ -111,7 +111,11 @@ class Console:
         if action is None or target is None:
             return self._told(visitor, "This link is incomplete.", status=400)
         try:
-            rows = await self._looks.page_of_dead(kind=target.kind, after_handoff_id=0)
+            if target.response_id is not None:
+                one = await self._looks.one_dead(target.response_id)
+                rows = [one] if one else []
+            else:
+                rows = await self._looks.page_of_dead(kind=target.kind, after_handoff_id=0)
         except StorageError as exc:
             return self._failed(visitor, exc)
         dead = await self._looks.dead.get()
@@ -122,7 +126,7 @@ class Console:
             action=action,
             target=target,
             kind=next((kind for kind in kinds if kind["kind"] == target.kind), None),
-            reason=rows[0]["last_error"] if target.kind and rows else None,
+            rows=rows,
             rights=await self._rights(visitor),
         )
 
@@ -170,7 +174,7 @@ class Console:
                 path=PATH,
                 httponly=True,
                 samesite="strict",
-                secure=request.url.scheme == "https",
+                secure=_came_over_tls(request),
             )
             return response
         if given is not None:
@@ -186,7 +190,9 @@ class Console:
         if (refusal := self._foreign(request, visitor, await _form(request))) is not None:
             return refusal
         response = RedirectResponse(PATH, status_code=303)
-        response.delete_cookie(COOKIE, path=PATH, httponly=True, samesite="strict")
+        response.delete_cookie(
+            COOKIE, path=PATH, httponly=True, samesite="strict", secure=_came_over_tls(request)
+        )
         return response
 
     async def static(self, request: Request) -> Response:
@@ -271,6 +277,11 @@ def _same_origin(request: Request) -> bool:
         return site in {"same-origin", "none"}
     origin = request.headers.get("origin")
     return origin is None or origin.partition("://")[2] == request.headers.get("host")
+
+
+def _came_over_tls(request: Request) -> bool:
+    """Whether a proxy in front of us speaks TLS, by what it says. Who only claims so has a cookie that he cannot use."""
+    return request.headers.get("x-forwarded-proto", "").rpartition(",")[2].strip() == "https"
 
 
 def _action(given: Mapping[str, str]) -> Literal["retry", "dismiss"] | None:

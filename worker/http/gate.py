@@ -90,10 +90,19 @@ class Gate:
         if self._sessions is None or not self._sessions.knows(given):
             self._guesses.wrong(address)
             return Visitor(Access.NOTHING, by_program=True)
-        name = request.headers.get(ACTOR_HEADER, "")
+        name = _name(request)
         if not is_name(name):
             return Visitor(Access.LOOK, by_program=True)
         return Visitor(Access.ACT, name=name.strip(), by_program=True)
+
+
+def _name(request: Request) -> str:
+    """Who acts. Programs send a name's bytes in UTF-8, mostly; a header has no encoding of its own."""
+    sent = request.headers.get(ACTOR_HEADER, "")
+    try:
+        return sent.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return sent
 
 
 def _address(request: Request) -> str:

@@ -80,6 +80,17 @@ class Looks:
                     return await list_dead(conn, after_handoff_id=after_handoff_id, limit=PAGE)
                 return await list_dead_of_kind(conn, kind=kind, after_handoff_id=after_handoff_id, limit=PAGE)
 
+    async def one_dead(self, response_id: int) -> dict[str, Any] | None:
+        """Read what is known of one dead or dismissed answer; None where it is neither.
+
+        Raises:
+            StorageError: PostgreSQL is away, or takes too long.
+        """
+        with translated():
+            async with self._turn, reading(self._engine, timeout_seconds=STATEMENT_SECONDS) as conn:
+                rows = await list_dead(conn, response_id=response_id, include_dismissed=True, limit=1)
+        return rows[0] if rows else None
+
     def _shared(
         self, name: str, read: Callable[[AsyncConnection], Awaitable[dict[str, Any]]], keep_seconds: float
     ) -> SharedLook[Seen]:

@@ -25,19 +25,50 @@ logger = logging.getLogger(__name__)
 STOP_SECONDS = 1
 # A connection on which nothing is asked is closed after so long.
 SILENT_SECONDS = 10
+# From one answer, or from the connection itself, to the end of the next answer: who asks slowly, or does not read what
+# was asked for, is cut off. Longer than a silence and the longest answer together, which is an action of 10 seconds.
+EXCHANGE_SECONDS = 30
 # Requests that wait to be accepted. Nobody but probes, a scraper and some operators comes here.
 BACKLOG = 64
+# Connections at a time; each more cuts off the oldest. A worker that has no file descriptors left cannot reach
+# PostgreSQL either.
+MAX_CONNECTIONS = 100
 MAX_HEADER_BYTES = 16 * 1024
 
 
-class _Patient(H11Protocol):
-    """uvicorn's own closes a silent connection only after it has served a first request; this one also before."""
+class _Bounded(H11Protocol):
+    """uvicorn's own holds a connection for as long as somebody sends a byte now and then, or reads nothing.
+
+    This one also closes a connection on which nothing is asked at first, cuts off one on which an exchange takes too
+    long, and makes room for those that come.
+    """
+
+    connections: set[_Bounded]  # type: ignore[assignment]
+    opened_at: float
+    _due: asyncio.TimerHandle
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.opened_at = self.loop.time()
+        self._due = self.loop.call_later(EXCHANGE_SECONDS, transport.abort)
         self.timeout_keep_alive_task = self.loop.call_later(
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
+        if len(self.connections) > MAX_CONNECTIONS:
+            oldest = min(self.connections, key=lambda connection: connection.opened_at)
+            # Here and now: many may come before the loop tells it that it is lost.
+            self.connections.discard(oldest)
+            oldest.transport.abort()
+
+    def on_response_complete(self) -> None:
+        """Begin the time of the next exchange, before what was sent ahead of its turn is looked at."""
+        self._due.cancel()
+        self._due = self.loop.call_later(EXCHANGE_SECONDS, self.transport.abort)
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._due.cancel()
 
 
 class _Guest(uvicorn.Server):
@@ -100,7 +131,7 @@ class HttpServer:
         self._server = _Guest(
             uvicorn.Config(
                 app,
-                http=_Patient,
+                http=_Bounded,
                 ws="none",
                 lifespan="off",
                 loop="none",
