@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 
 from storage.rows import as_dicts
-from storage.runs import BATCH, Step, window_end
+from storage.runs import BATCH, Step, filters_of, window_end
 from storage.translation import translated
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ async def backfill_step(conn: AsyncConnection, run: Mapping[str, Any]) -> Step:
     Raises:
         StorageUnavailableError: Somebody erased one of the answers meanwhile: trying again is safe.
     """
+    filters_of(run, {"after_handoff_id"})  # it has no choice; a newer version's may
     after = run["last_response_id"]
     with translated():
         await conn.execute(_TAKE_TURN, {"lock": _BACKFILL_LOCK})

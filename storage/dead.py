@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+# Dead answers that one transaction looks at and revives: some hundred milliseconds, and one row in the record of who did
+# what.
+RETRY_PART = 5_000
+
 # What a person needs to decide, and no answer text.
 _LIST = text("""
     SELECT h.handoff_id, h.response_id, h.state, h.lane, r.module_slug, r.question_id, h.question_digest,
@@ -40,6 +44,31 @@ _RETRY = text("""
         due_at = CASE WHEN h.question_digest IS NULL THEN 'infinity' ELSE statement_timestamp() END
     FROM ended WHERE h.handoff_id = ended.handoff_id
     RETURNING h.response_id
+""")
+
+# The newest that is dead now.
+_NEWEST_DEAD = text("SELECT coalesce(max(handoff_id), 0) FROM scoring_handoffs WHERE state = 'dead'")
+
+# Give the next dead handoffs a new life: of a bounded part, those that were dead when it was read and still are.
+_RETRY_NEXT = text("""
+    WITH part AS MATERIALIZED (
+        SELECT handoff_id, last_error FROM scoring_handoffs
+        WHERE state = 'dead' AND handoff_id > :after AND handoff_id <= :until
+        ORDER BY handoff_id LIMIT :size
+    ), locked AS MATERIALIZED (
+        SELECT handoff_id FROM scoring_handoffs
+        WHERE state = 'dead' AND handoff_id = ANY (ARRAY(
+            SELECT handoff_id FROM part WHERE CAST(:reason AS text) IS NULL OR strpos(last_error, :reason) > 0
+        ))
+        ORDER BY handoff_id FOR UPDATE
+    ), revived AS (
+        UPDATE scoring_handoffs AS h SET
+            state = 'open', lease_token = NULL, attempts = 0, postponements = 0, suspicions = 0, lease_losses = 0,
+            due_at = CASE WHEN h.question_digest IS NULL THEN 'infinity' ELSE statement_timestamp() END
+        FROM locked WHERE h.handoff_id = locked.handoff_id
+        RETURNING h.response_id
+    )
+    SELECT (SELECT max(handoff_id) FROM part) AS last_handoff_id, ARRAY(SELECT response_id FROM revived) AS response_ids
 """)
 
 # Say that nobody will score these.
@@ -93,7 +122,8 @@ async def retry_dead(
 
     Args:
         conn: The caller's connection; nothing is committed here.
-        response_ids: Those of these responses, dismissed ones too; None: all that are dead.
+        response_ids: Those of these responses, dismissed ones too; None: all that are dead, in this one transaction.
+            Where they may be many, use :func:`retry_next_dead`.
         reason: Only those whose reason contains this text.
 
     Returns:
@@ -102,6 +132,35 @@ async def retry_dead(
     given = {"response_ids": None if response_ids is None else list(response_ids), "reason": reason}
     with translated():
         return [int(response_id) for response_id in (await conn.execute(_RETRY, given)).scalars()]
+
+
+async def newest_dead(conn: AsyncConnection) -> int:
+    """Find where the dead end now: the highest ``handoff_id`` of them, 0 where nothing is dead."""
+    with translated():
+        return int((await conn.execute(_NEWEST_DEAD)).scalar_one())
+
+
+async def retry_next_dead(
+    conn: AsyncConnection, *, after_handoff_id: int, until_handoff_id: int, reason: str | None = None
+) -> tuple[int | None, list[int]]:
+    """Make the next part of all that is dead due again. However many are dead, a part takes moments.
+
+    What is revived and dies again keeps its place, so whoever goes from part to part meets nothing twice.
+
+    Args:
+        conn: The caller's connection; nothing is committed here.
+        after_handoff_id: Where the part before ended; 0 at the beginning.
+        until_handoff_id: Where to end: what :func:`newest_dead` said at the beginning, so that nobody retries what died
+            since.
+        reason: Only those whose reason contains this text.
+
+    Returns:
+        Where this part ends, None where nothing was left; and the ``response_id`` of each that was revived.
+    """
+    given = {"after": after_handoff_id, "until": until_handoff_id, "size": RETRY_PART, "reason": reason}
+    with translated():
+        row = (await conn.execute(_RETRY_NEXT, given)).one()
+    return row.last_handoff_id, [int(response_id) for response_id in row.response_ids]
 
 
 async def dismiss_dead(conn: AsyncConnection, *, response_ids: Sequence[int], dismissed_by: str) -> list[int]:

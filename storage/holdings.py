@@ -74,10 +74,20 @@ _READ = {
         SELECT c.claim_id, c.requested_at, c.applied_at, c.moved, c.skipped
         FROM assessment_claims AS c WHERE {_HIS.format(row="c")} ORDER BY c.claim_id
     """),
-    # Without the actor's name, which is somebody else's.
-    "action": text("""
-        SELECT a.acted_at, a.action, a.affected FROM scoring_actions AS a
-        WHERE a.details -> 'user_id' = to_jsonb(CAST(:user_id AS integer)) ORDER BY a.action_id
+    # What was done at his request, or to answers of his that the record names. Without the actor's name, which is
+    # somebody else's, and without the numbers of others' answers.
+    "action": text(f"""
+        SELECT a.acted_at, a.action, a.affected, coalesce(named.response_ids, '{{}}') AS response_ids
+        FROM scoring_actions AS a LEFT JOIN (
+            SELECT each.action_id, array_agg(his.response_id ORDER BY his.response_id) AS response_ids
+            FROM scoring_actions AS each CROSS JOIN LATERAL jsonb_array_elements_text(
+                CASE WHEN jsonb_typeof(each.details -> 'response_ids') = 'array'
+                    THEN each.details -> 'response_ids' ELSE '[]' END
+            ) AS named (id) JOIN {_RESPONSES} AS his ON his.response_id = CAST(named.id AS bigint)
+            GROUP BY each.action_id
+        ) AS named USING (action_id)
+        WHERE a.details -> 'user_id' = to_jsonb(CAST(:user_id AS integer)) OR named.response_ids IS NOT NULL
+        ORDER BY a.action_id
     """),
 }
 

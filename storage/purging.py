@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from storage.errors import StorageBusyError
 from storage.rows import as_dicts
-from storage.runs import BATCH, Step, window_end
+from storage.runs import BATCH, Step, filters_of, window_end
 from storage.translation import translated
 
 if TYPE_CHECKING:
@@ -136,6 +136,11 @@ async def survey_purge(
         return last, list(as_dicts(found))
 
 
+def cutoff_of(run: Mapping[str, Any]) -> datetime:
+    """Before when something must be from to be purged by a run; errors as of :func:`storage.runs.filters_of`."""
+    return datetime.fromisoformat(filters_of(run, {"older_than_days", "cutoff"})["cutoff"])
+
+
 async def count_old_drafts(conn: AsyncConnection, *, cutoff: datetime) -> int:
     """Count the anonymous drafts that were last saved before then."""
     with translated():
@@ -153,7 +158,7 @@ async def purge_step(conn: AsyncConnection, run: Mapping[str, Any]) -> Step:
         StorageUnavailableError: One of the answers was claimed or erased meanwhile. The caller's transaction must be
             rolled back; trying again, in a new one, is safe.
     """
-    after, cutoff = run["last_response_id"], datetime.fromisoformat(run["filters"]["cutoff"])
+    after, cutoff = run["last_response_id"], cutoff_of(run)
     last = await window_end(conn, after=after, until=run["until_response_id"])
     with translated():
         found = await conn.execute(_NEXT, {"after": after, "last": last, "cutoff": cutoff, "limit": BATCH})

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from storage.dead import rescore_responses
 from storage.errors import InvalidInputError
 from storage.rows import as_dicts
-from storage.runs import BATCH, Step, window_end
+from storage.runs import BATCH, Step, filters_of, window_end
 from storage.translation import translated
 
 if TYPE_CHECKING:
@@ -76,6 +76,8 @@ _SURVEY = text(f"""
     GROUP BY model_id, prompt_version
 """)
 
+# What stands in a run's filters beside its choice.
+_BOUNDS = ("until_score_id", "after_handoff_id")
 _MOMENTS = ("answered_from", "answered_before", "scored_from", "scored_before")
 
 
@@ -116,7 +118,7 @@ class Choice:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Self:
-        """Read it back; what else stands in a run's ``filters`` is passed over."""
+        """Read it back; the run's own bounds, which stand beside it, are passed over."""
         given = {name: stored[name] for name in cls.__dataclass_fields__ if name in stored}
         for name in given.keys() & set(_MOMENTS):
             given[name] = datetime.fromisoformat(given[name])
@@ -154,7 +156,7 @@ async def rescore_step(conn: AsyncConnection, run: Mapping[str, Any]) -> Step:
         conn: The caller's connection; nothing is committed here.
         run: The run's row, locked.
     """
-    after, filters = run["last_response_id"], run["filters"]
+    after, filters = run["last_response_id"], filters_of(run, {*Choice.__dataclass_fields__, *_BOUNDS})
     last = await window_end(conn, after=after, until=run["until_response_id"])
     given = {
         "after": after,

@@ -19,7 +19,7 @@ from storage.translation import translated
 from storage.validation import storable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Mapping
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -202,6 +202,28 @@ async def advance_run(
         details = {"run": run_id, "step": "finished"}
         await record_action(conn, actor=actor, action=kind, affected=run["changed"], details=details)
     return run
+
+
+def filters_of(run: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """What a run was begun with, where this version knows all of it.
+
+    To pass over what a newer version has narrowed its choice by would score or delete more than was asked for.
+
+    Args:
+        run: The run's row.
+        known: The names that this version heeds.
+
+    Raises:
+        InvalidInputError: There is another one.
+    """
+    unknown = sorted(run["filters"].keys() - set(known))
+    if unknown:
+        raise InvalidInputError(
+            "run",
+            f"run {run['run_id']} was begun by a newer version, with {', '.join(unknown)}, which this one does not know: "
+            "go on with that version",
+        )
+    return dict(run["filters"])
 
 
 async def record_resumption(conn: AsyncConnection, run: Mapping[str, Any], *, actor: str) -> None:

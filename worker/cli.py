@@ -24,6 +24,7 @@ from worker.commands import (
     stats,
     status,
 )
+from worker.commands.printing import abandon_output, is_of_output, print_whatever_the_terminal_knows
 from worker.errors import WorkerError
 
 app = typer.Typer(
@@ -81,8 +82,10 @@ def _options(
 def main() -> None:
     """Run a command. What a person can mend is said in a sentence, and ends the process with 2 or 1.
 
-    Exit status: 0 done; 1 a check failed or a server is away; 2 settings, input or usage are wrong.
+    Exit status: 0 done; 1 a check failed, a server is away, or nobody reads what is printed any more; 2 settings, input or
+    usage are wrong, or nothing can be printed; 130 a signal ended it, and it said where it stands.
     """
+    print_whatever_the_terminal_knows()
     try:
         app()
     except StorageUnavailableError as exc:
@@ -91,6 +94,11 @@ def main() -> None:
         sys.exit(_complain(str(exc), 2))
     except WorkerError as exc:
         sys.exit(_complain(str(exc), exc.exit_status))
+    except OSError as exc:
+        if not is_of_output(exc):
+            raise
+        abandon_output()
+        sys.exit(_complain(f"Standard output cannot be written: {exc.strerror}.", 2))
 
 
 def _complain(message: str, exit_status: int) -> int:

@@ -209,6 +209,9 @@ async def test_the_dead_are_retried_by_reason(commands: Commands, engine: AsyncE
         "retried": [refused],
         "not_dead": [],
     }
+    [recorded] = await commands.json("history")
+    assert (recorded["action"], recorded["affected"]) == ("retry", 1)
+    assert recorded["details"] == {"reason": "refused", "response_ids": [refused]}
     assert (await commands.run("dead", "retry")).exit_code == 2
     assert (await commands.run("dead", "show", "999999")).exit_code == 1
     assert await commands.json("dead", "retry", "999999", exit_status=1) == {

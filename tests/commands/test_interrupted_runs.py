@@ -236,6 +236,27 @@ async def test_waiting_for_scores_ends_with_the_last_one(commands: Commands, eng
     assert json.loads(out)["run"]["unscored"] == {"waiting": 0, "unpublished": 0, "dead": 0}
 
 
+async def test_waiting_for_scores_survives_an_outage(
+    commands: Commands, engine: AsyncEngine, proxy: Proxy
+) -> None:
+    """PostgreSQL is away for a moment while --wait looks; the command goes on looking."""
+    await scored_answers(engine, 3)
+    process = await start_command(through(proxy, commands).environment, *WORDS["rescore"], "--wait", "--json")
+
+    async def finished() -> bool:
+        return bool((await latest_run(engine)).get("finished_at"))
+
+    await eventually(finished)
+    proxy.break_down()
+    await eventually(lambda: proxy.refused > 0)
+    proxy.refuses = False
+    await score_all(engine)
+    status, out, err = await ended(process)
+
+    assert status == 0, err
+    assert json.loads(out)["run"]["unscored"]["waiting"] == 0
+
+
 async def test_who_waits_for_scores_may_leave(commands: Commands, engine: AsyncEngine) -> None:
     """The run is done by then; Ctrl-C says what still waits."""
     await scored_answers(engine, 3)

@@ -35,10 +35,11 @@ async def begin(now: Round, kind: Kind) -> int:
 
     async def start(conn: AsyncConnection) -> int:
         end = await horizon(conn)
-        filters = {
-            "until_score_id": end["until_score_id"],
-            "cutoff": (datetime.now(UTC) + timedelta(days=1)).isoformat(),
-        }
+        filters: dict[str, Any] = {
+            "rescore": {"until_score_id": end["until_score_id"]},
+            "backfill": {},
+            "purge": {"cutoff": (datetime.now(UTC) + timedelta(days=1)).isoformat()},
+        }[kind]
         return await start_run(
             conn,
             kind=kind,

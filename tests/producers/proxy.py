@@ -26,6 +26,7 @@ class Proxy:
         self.refuses = False
         self.silent = False
         self.lost_replies = 0
+        self.refused = 0
         self.seen = bytearray()
         self.requests = 0  # reads of what clients sent; what is written at once is read at once
 
@@ -70,6 +71,7 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.refuses:
+            self.refused += 1
             writer.transport.abort()
             return
         try:

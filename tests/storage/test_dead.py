@@ -6,8 +6,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
-from storage import InvalidInputError, StorageUnavailableError, get_responses, submit_responses
-from storage.dead import dismiss_dead, list_dead, rescore_responses, retry_dead
+from storage import InvalidInputError, StorageUnavailableError, dead, get_responses, submit_responses
+from storage.dead import (
+    dismiss_dead,
+    list_dead,
+    newest_dead,
+    rescore_responses,
+    retry_dead,
+    retry_next_dead,
+)
 from storage.settlements import MAX_REASON_CHARS, postpone_handoffs, settle_handoffs
 from tests.factories import (
     bury,
@@ -122,6 +129,38 @@ async def test_retry_all_that_died_of_one_cause(conn: AsyncConnection) -> None:
     assert await retry_dead(conn) == []
     assert (await handoff(conn, dismissed))["state"] == "dismissed"
     assert (await handoff(conn, alive))["state"] == "open"
+
+
+async def test_all_are_retried_in_parts(conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part goes on where the one before ended, also past those of another reason; the newer dead are left alone."""
+    monkeypatch.setattr(dead, "RETRY_PART", 2)
+    ids = await submitted(conn, 6)
+    for response_id, reason in zip(ids[:5], ("key", "quota", "quota", "key", "quota"), strict=True):
+        await bury(conn, response_id, reason=reason)
+    until = await newest_dead(conn)
+    await bury(conn, ids[5], reason="quota")
+    after: int | None = 0
+    parts = []
+
+    while after is not None:
+        after, revived = await retry_next_dead(
+            conn, after_handoff_id=after, until_handoff_id=until, reason="quota"
+        )
+        parts.append(revived)
+        if revived == [ids[1]]:  # dies again while the rest is retried
+            await bury(conn, ids[1], reason="quota")
+
+    assert parts == [[ids[1]], [ids[2]], [ids[4]], []]
+    states = [(await handoff(conn, response_id))["state"] for response_id in ids]
+    assert states == ["dead", "dead", "open", "dead", "open", "dead"]
+
+
+async def test_none_is_retried_where_none_is_dead(conn: AsyncConnection) -> None:
+    """There is no end to go to, and no part to do."""
+    await submitted(conn, 1)
+
+    assert await newest_dead(conn) == 0
+    assert await retry_next_dead(conn, after_handoff_id=0, until_handoff_id=0) == (None, [])
 
 
 async def test_what_is_named_is_retried_even_if_dismissed(conn: AsyncConnection) -> None:

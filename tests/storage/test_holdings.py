@@ -14,6 +14,7 @@ from storage.dead import rescore_responses
 from storage.errors import InvalidInputError
 from storage.holdings import begin_snapshot, count_holdings, find_student, read_holdings
 from storage.settlements import settle_handoffs
+from storage.tables import metadata
 from tests.factories import lease, publish, settlement, submit, token
 from tests.races import committed
 from tests.storage.test_purging import draft
@@ -72,6 +73,19 @@ async def test_everything_of_a_user_is_read(conn: AsyncConnection) -> None:
     assert anonymous not in json.dumps(rows, default=str)
 
 
+async def test_what_people_did_to_his_answers_is_read(conn: AsyncConnection) -> None:
+    """A retry or dismissal that names them, among others' or not; nobody's name, and no number of another's answer."""
+    mine, other = [(await submit(conn, user_id=user_id))["response_id"] for user_id in (3, 4)]
+    for ids in ([mine, other], [other], []):
+        await record_action(conn, actor="Ada", action="retry", affected=2, details={"response_ids": ids})
+    await record_action(conn, actor="Ada", action="purge", affected=9, details={"run": 1})
+
+    rows = [row for row in await read(conn, user_id=3) if row["record"] == "action"]
+
+    assert [(row["action"], row["response_ids"]) for row in rows] == [("retry", [mine])]
+    assert "Ada" not in json.dumps(rows, default=str)
+
+
 async def test_everything_under_a_token_is_read(conn: AsyncConnection) -> None:
     """What lies under it, and the claims of it, without whose they are."""
     anonymous = token()
@@ -123,3 +137,44 @@ async def test_what_is_read_is_of_one_moment(engine: AsyncEngine) -> None:
         assert rest.count("response") == 1
         with pytest.raises(Exception, match="read-only"):
             await conn.execute(text("DELETE FROM assessment_drafts"))
+
+
+# What is not read out of the tables that tell of students, and why.
+UNTOLD = {
+    "assessment_responses": {"user_id", "anonymous_token"},  # whose it is, and a secret
+    "assessment_drafts": {"draft_id", "user_id", "anonymous_token"},
+    "assessment_claims": {"user_id", "anonymous_token"},
+    "assessment_scores": {"handoff_id"},  # the machine's
+    "scoring_handoffs": {
+        *("handoff_id", "lease_token", "leased_at", "suspicions", "trace_context"),  # the machine's
+    },
+    "scoring_actions": {"action_id", "actor", "details"},  # others' names and numbers
+}
+RECORDS = {
+    "assessment_responses": "response",
+    "assessment_drafts": "draft",
+    "assessment_claims": "claim",
+    "assessment_scores": "score",
+    "scoring_handoffs": "handoff",
+    "scoring_actions": "action",
+}
+# These tell of nobody who answers.
+NOBODYS = {
+    "users",  # the web app's
+    "assessment_questions",
+    "scoring_runs",
+    "scoring_workers",
+    "scoring_watermarks",
+}
+
+
+async def test_no_column_is_forgotten(conn: AsyncConnection) -> None:
+    """A new table or column about students must be read out, or stand above with a reason."""
+    await student(conn, token())
+    rows = await read(conn, user_id=3)
+    told = {row["record"]: set(row) - {"record", "anonymous"} for row in rows}
+
+    assert {table.name for table in metadata.sorted_tables} == RECORDS.keys() | NOBODYS
+    for table, record in RECORDS.items():
+        columns = {column.name for column in metadata.tables[table].columns}
+        assert columns - told[record] == UNTOLD[table], table

@@ -29,7 +29,14 @@ from storage import (
 from storage.activity import last_hour
 from storage.backfilling import backfill_step, survey_backfill
 from storage.claims import requested_claims
-from storage.dead import dismiss_dead, list_dead, rescore_responses, retry_dead
+from storage.dead import (
+    dismiss_dead,
+    list_dead,
+    newest_dead,
+    rescore_responses,
+    retry_dead,
+    retry_next_dead,
+)
 from storage.dead_kinds import dead_kinds, dismiss_kind, list_dead_of_kind, retry_kind
 from storage.erasure import erase_responses
 from storage.feed import read_marks, read_missed, read_news, read_requested_claims, read_states
@@ -236,8 +243,10 @@ async def read_all(conn: AsyncConnection) -> None:
 RUN: dict[str, Any] = {
     "last_response_id": 20_000,
     "until_response_id": 40_000,
-    "filters": {"until_score_id": 30_000, "after_handoff_id": 109_000, "cutoff": "2100-01-01T00:00:00+00:00"},
+    "filters": {"after_handoff_id": 109_000},
 }
+RESCORE = RUN | {"filters": RUN["filters"] | {"until_score_id": 30_000}}
+PURGE = RUN | {"filters": {"older_than_days": 0, "cutoff": "2100-01-01T00:00:00+00:00"}}
 CUTOFF = datetime(2100, 1, 1, tzinfo=UTC)
 LEASE: dict[str, Any] = {"lease_seconds": LEASE_SECONDS, "lease_token": uuid4()}
 RESPONSES_OF_USER = "ix_assessment_responses_user"
@@ -363,6 +372,11 @@ HOT: dict[str, tuple[Any, set[str]]] = {
     "list of the dead": (list_dead, {ENDED, RESPONSE}),
     "retry one": (partial(retry_dead, response_ids=[39_502]), {HANDOFF}),
     "retry all": (retry_dead, {ENDED, HANDOFF}),
+    "retry the next of all": (
+        partial(retry_next_dead, after_handoff_id=1, until_handoff_id=10**9, reason="refused"),
+        {ENDED, HANDOFF},
+    ),
+    "the newest of the dead": (newest_dead, {ENDED}),
     "last hour": (last_hour, {RESPONSE, SCORE, SCORED_AT, CURRENT_SCORE}),
     "kinds of the dead": (dead_kinds, {ENDED}),
     "dead of a kind": (partial(list_dead_of_kind, kind=KIND["kind"]), {ENDED, RESPONSE}),
@@ -377,7 +391,7 @@ HOT: dict[str, tuple[Any, set[str]]] = {
         {RESPONSE, CURRENT_QUESTION, HANDOFF_OF_RESPONSE},
     ),
     "horizon of a run": (horizon, {RESPONSE, HANDOFF, "assessment_scores_pkey"}),
-    "step of a rescore": (partial(rescore_step, run=RUN), {RESPONSE, CURRENT_SCORE, HANDOFF_OF_RESPONSE}),
+    "step of a rescore": (partial(rescore_step, run=RESCORE), {RESPONSE, CURRENT_SCORE, HANDOFF_OF_RESPONSE}),
     "survey of a rescore": (
         partial(
             survey_rescore, choice=Choice(outdated=True), after=20_000, until=40_000, until_score_id=30_000
@@ -390,7 +404,7 @@ HOT: dict[str, tuple[Any, set[str]]] = {
         {RESPONSE, CURRENT_SCORE, HANDOFF_OF_RESPONSE},
     ),
     "step of a purge": (
-        partial(purge_step, run=RUN),
+        partial(purge_step, run=PURGE),
         {RESPONSE, CURRENT_SCORE, HANDOFF_OF_RESPONSE, CLAIMS_REQUESTED},
     ),
     "survey of a purge": (

@@ -9,8 +9,11 @@ import pytest
 from sqlalchemy import text
 
 from storage.actions import latest_actions
+from storage.backfilling import backfill_step
 from storage.dead import rescore_responses
 from storage.errors import InvalidInputError
+from storage.purging import purge_step
+from storage.rescoring import rescore_step
 from storage.runs import (
     Step,
     advance_run,
@@ -72,6 +75,29 @@ async def test_steps_move_the_cursor_and_the_last_one_finishes(conn: AsyncConnec
         ("Cleo", "rescore", 0, "resumed"),
         ("Ada", "rescore", 0, "started"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("step", "filters"),
+    [
+        (rescore_step, {"module_slug": "biology", "until_score_id": 9, "after_handoff_id": 9}),
+        (backfill_step, {"after_handoff_id": 9}),
+        (purge_step, {"older_than_days": 30, "cutoff": "2026-01-01T00:00:00+00:00"}),
+    ],
+)
+async def test_a_filter_of_a_newer_version_is_not_passed_over(
+    conn: AsyncConnection, step: Any, filters: dict[str, Any]
+) -> None:
+    """A version that does not know it would choose more than was asked for; it refuses, and names it."""
+    kind = step.__name__.removesuffix("_step")
+    known = await start(conn, kind=kind, filters=filters)
+    newer = await start(conn, kind=kind, filters=filters | {"only_locale": "fr"})
+
+    await advance_run(conn, known, kind=kind, actor="Ada", work=step)
+    with pytest.raises(InvalidInputError, match="newer version, with only_locale"):
+        await advance_run(conn, newer, kind=kind, actor="Ada", work=step)
+
+    assert (await get_run(conn, newer) or {})["last_response_id"] == 0
 
 
 async def test_only_runs_of_the_kind_are_advanced(conn: AsyncConnection) -> None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from producers.settings import DatabaseSettings
 from storage.actions import record_action
-from storage.dead import dismiss_dead, list_dead, retry_dead
+from storage.dead import dismiss_dead, list_dead, newest_dead, retry_dead, retry_next_dead
 from worker.commands.acting import By, actor
 from worker.commands.database import connection
 from worker.commands.printing import AsJson, console, print_json, table
+from worker.commands.progress import progress
+from worker.commands.stopping import InterruptedCommandError
+from worker.commands.transactions import persistently, working
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 app = typer.Typer(
@@ -124,13 +130,45 @@ def retry(
         raise typer.BadParameter("name responses, or give --all.")
     who = actor(by)
 
-    async def run() -> list[int]:
+    details = {"reason": reason} if reason else {}
+
+    async def some() -> list[int]:
         async with connection(DatabaseSettings.from_environment()) as conn:
-            done = await retry_dead(conn, response_ids=None if every else response_ids, reason=reason)
-            await _record(conn, who, "retry", done, {"reason": reason} if reason else {})
+            done = await retry_dead(conn, response_ids=response_ids, reason=reason)
+            await _record(conn, who, "retry", done, details)
             return done
 
-    _report("retried", asyncio.run(run()), response_ids, as_json=as_json)
+    async def part(after: int, until: int, conn: AsyncConnection) -> tuple[int | None, list[int]]:
+        last, done = await retry_next_dead(
+            conn, after_handoff_id=after, until_handoff_id=until, reason=reason
+        )
+        await _record(conn, who, "retry", done, details)
+        return last, done
+
+    done = asyncio.run(_in_parts(part, as_json=as_json) if every else some())
+    _report("retried", done, response_ids, as_json=as_json)
+
+
+async def _in_parts(
+    part: Callable[[int, int, AsyncConnection], Awaitable[tuple[int | None, list[int]]]], *, as_json: bool
+) -> list[int]:
+    """Go through all that is dead now, each part in a transaction of its own."""
+    again = "What is left goes on with the same command."
+    done: list[int] = []
+    async with working() as (engine, stop):
+        until = await persistently(engine, stop, newest_dead, how_to_go_on=again)
+        after: int | None = 0
+        with progress("Retrying", as_json=as_json) as show:
+            while after is not None and after < until:
+                after, retried = await persistently(
+                    engine, stop, partial(part, after, until), how_to_go_on=again
+                )
+                done += retried
+                counted = f"{len(done):,} answers wait for a worker again"
+                show(until if after is None else after, until, counted)
+                if stop.is_set() and after is not None and after < until:
+                    raise InterruptedCommandError(f"Stopped: {counted}. {again}")
+    return done
 
 
 @app.command()

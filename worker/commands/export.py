@@ -19,7 +19,7 @@ from storage.actions import record_action
 from storage.holdings import FORMAT, begin_snapshot, count_holdings, find_student, read_holdings
 from storage.translation import translated
 from worker.commands.acting import By, actor, examples
-from worker.commands.printing import AsJson, json_line, print_json
+from worker.commands.printing import AsJson, abandon_output, json_line, print_json
 from worker.commands.stopping import interruptible
 from worker.commands.students import Named, TokenOption, UserOption, named
 from worker.commands.transactions import own_engine
@@ -123,9 +123,8 @@ def _standard_output() -> Iterator[TextIO]:
         yield sys.stdout
         sys.stdout.flush()
     except BaseException as exc:
-        # Nobody reads any more, or a signal came. What is left in the buffer would be written when Python ends, and
-        # fail, or wait for a reader for ever.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Nobody reads any more, or a signal came.
+        abandon_output()
         if isinstance(exc, BrokenPipeError):
             raise typer.Exit(1) from None
         if isinstance(exc, OSError):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import sys
 from datetime import MAXYEAR, datetime
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
@@ -17,6 +20,27 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+# A full disk, a quota, a device that fails, a descriptor that is closed.
+_UNPRINTABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
+
+
+def print_whatever_the_terminal_knows() -> None:
+    """Let a character that a terminal or file cannot hold be written as its number, instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def is_of_output(exc: OSError) -> bool:
+    """Whether this is what a full disk or a closed descriptor makes of printing. Files are named in theirs."""
+    return exc.filename is None and exc.errno in _UNPRINTABLE
+
+
+def abandon_output() -> None:
+    """Forget what could not be written: it would be tried again when Python ends, and fail, or wait for ever."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def console() -> Console:
@@ -39,8 +63,9 @@ def _plain(value: Any) -> Any:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document."""
-    typer.echo(json.dumps(value, default=_plain, indent=2, ensure_ascii=False))
+    """Print one JSON document; where the encoding is not UTF-8, with the escapes of JSON."""
+    plain_ascii = "utf" not in (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
+    typer.echo(json.dumps(value, default=_plain, indent=2, ensure_ascii=plain_ascii))
 
 
 def json_line(value: Any) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from storage.actions import record_action
-from storage.purging import count_old_drafts, purge_claims, purge_drafts, purge_step, survey_purge
+from storage.purging import count_old_drafts, cutoff_of, purge_claims, purge_drafts, purge_step, survey_purge
 from storage.runs import horizon
 from storage.translation import translated
 from worker.commands.acting import By, DryRun, Yes, actor, confirm, examples, must_be_able_to_ask
@@ -114,7 +114,7 @@ def _rest(who: str) -> Any:
 async def _purge_all(
     engine: AsyncEngine, stop: asyncio.Event, run: Mapping[str, Any], who: str, what: str, purge_part: Any
 ) -> int:
-    cutoff = datetime.fromisoformat(run["filters"]["cutoff"])
+    cutoff = cutoff_of(run)
     how_to_go_on = f"The answers are deleted; for the rest: scoring purge --resume {run['run_id']}"
     after: int | None = 0
     deleted = 0

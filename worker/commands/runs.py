@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -181,9 +182,9 @@ class Runs:
         self, engine: AsyncEngine, run: Mapping[str, Any], stop: asyncio.Event, show: Progress
     ) -> dict[str, int]:
         while True:
-            with translated():
-                async with engine.begin() as conn:
-                    left = await unscored_of(conn, run)
+            left = await persistently(
+                engine, stop, partial(unscored_of, run=run), how_to_go_on=f"Run {run['run_id']} is done."
+            )
             if not left["waiting"]:
                 return left
             asked = max(run["changed"], left["waiting"])
