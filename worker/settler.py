@@ -224,6 +224,7 @@ class Settler:
         else:
             # Its lease runs out by itself.
             refused = batch[0]
+            self.counts[f"{kind.__name__.lower()}_refused"] += 1
             self._observer.ended(lease, refused.transition, "refused", time.monotonic() - refused.since)
             self._busy.discard(lease.handoff_id)
             self._on_done(lease.handoff_id)
