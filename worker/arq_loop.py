@@ -62,7 +62,11 @@ class ArqLoop:
         self._picks = True
         self._pause_seconds = FIRST_PAUSE_SECONDS
         runtime.on_room = self._room_again
-        runtime.redis_is_away = lambda: self._outage.ongoing
+        self._looked = False
+        runtime.redis_is_away = self._redis_is_away
+
+    def _redis_is_away(self) -> bool | None:
+        return self._outage.ongoing if self._looked else None
 
     async def run(self) -> None:
         """Poll until cancelled, whatever happens to Redis."""
@@ -73,6 +77,7 @@ class ArqLoop:
             try:
                 await self._poll(worker)
             except Exception as exc:  # noqa: BLE001 - whatever it is, the next connection must come
+                self._looked = True
                 self._outage.met(exc)
             finally:
                 # Never let go of a message that is being run: it may be leasing.
@@ -92,6 +97,7 @@ class ArqLoop:
             self._woken.clear()
             worker.allow_pick_jobs = self._picks = self._runtime.intake.wants_messages
             await worker.poll_once()
+            self._looked = True
             self._outage.over()
             self._pause_seconds = FIRST_PAUSE_SECONDS
             for running in worker.tasks.values():

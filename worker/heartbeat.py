@@ -44,7 +44,7 @@ class Heartbeat:
         breaker: What is known of the provider.
         rate_limits: What is left of its limits.
         provider: Its name, the same for all workers that share it; None where none is asked.
-        redis_is_away: Whether the bell is out of order.
+        redis_is_away: Whether the bell is out of order; None: nobody knows.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Heartbeat:
         breaker: Breaker,
         rate_limits: RateLimits,
         provider: str | None,
-        redis_is_away: Callable[[], bool],
+        redis_is_away: Callable[[], bool | None],
     ) -> None:
         self._engine = engine
         self._pool = pool

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Literal
 
+Result = Literal["committed", "too_late", "in_doubt", "refused"]
+"""How the end of a lease went, see :meth:`Observer.ended`."""
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -12,8 +15,6 @@ if TYPE_CHECKING:
     from worker.leased import Lease
     from worker.scorers.outcomes import ScoringError
     from worker.scorers.protocol import Score
-
-    Result = Literal["committed", "too_late", "in_doubt", "refused"]
 
 logger = logging.getLogger(__name__)
 

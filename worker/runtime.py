@@ -148,7 +148,8 @@ class Runtime:
         # Replaced by whoever runs this: what to do when there is room again, and when a loop breaks.
         self.on_room: Callable[[], None] = lambda: None
         self.on_failure: Callable[[], None] = self.hurry.set
-        self.redis_is_away: Callable[[], bool] = lambda: False
+        # None: nobody has looked yet; under arq's own command nobody does.
+        self.redis_is_away: Callable[[], bool | None] = lambda: None
         self._postgres = Outage("PostgreSQL", "What messages name is found by the sweep when it is back.")
         # Makes what /metrics answers, if that shall not be our own metrics; set before the start.
         self.exposition: Callable[[], Awaitable[bytes]] | None = None

@@ -69,11 +69,15 @@ def _log(lease: Lease, what: Transition) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Decided:
-    """A transition that waits to be performed, since some moment of the monotonic clock."""
+    """A transition that waits to be performed, since some moment of the monotonic clock.
+
+    ``in_doubt``: a try before may have been committed without our learning of it.
+    """
 
     lease: Lease
     transition: Transition
     since: float
+    in_doubt: bool = False
 
 
 class Settler:
@@ -164,7 +168,6 @@ class Settler:
     async def _perform(self, kind: type[Transition], batch: list[_Decided]) -> None:
         """Perform transitions of one kind. Tries again while PostgreSQL is away; halves what it refuses."""
         pause_seconds = FIRST_PAUSE_SECONDS
-        doubtful = False  # whether a try before may have been committed without our learning of it
         while True:
             try:
                 performed = await self._execute(kind, [decided.transition for decided in batch])
@@ -176,12 +179,12 @@ class Settler:
                 # Away, not migrated, no privilege, or something nobody foresaw: all of it can be mended
                 # without losing a score, so none of it uses up an attempt.
                 self._outage.met(exc)
-                doubtful = True
+                batch = [replace(decided, in_doubt=True) for decided in batch]
                 await asyncio.sleep(pause_seconds)
                 pause_seconds = min(LONGEST_PAUSE_SECONDS, pause_seconds * 2)
             else:
                 self._outage.over()
-                self._account(kind, batch, performed, doubtful=doubtful)
+                self._account(kind, batch, performed)
                 return None
 
     async def _set_aside(self, kind: type[Transition], batch: list[_Decided]) -> None:
@@ -221,6 +224,7 @@ class Settler:
         else:
             # Its lease runs out by itself.
             refused = batch[0]
+            self.counts[f"{kind.__name__.lower()}_refused"] += 1
             self._observer.ended(lease, refused.transition, "refused", time.monotonic() - refused.since)
             self._busy.discard(lease.handoff_id)
             self._on_done(lease.handoff_id)
@@ -230,8 +234,6 @@ class Settler:
         kind: type[Transition],
         batch: list[_Decided],
         performed: frozenset[int],
-        *,
-        doubtful: bool,
     ) -> None:
         name = kind.__name__.lower()
         for decided in batch:
@@ -241,7 +243,7 @@ class Settler:
                 result = "committed"
                 self.counts[name] += 1
                 _log(lease, decided.transition)
-            elif doubtful:
+            elif decided.in_doubt:
                 result = "in_doubt"
                 self.counts[f"{name}_in_doubt"] += 1
             else:

@@ -24,7 +24,7 @@ from worker.scorers.protocol import Usage
 from worker.telemetry.metrics import WorkerMetrics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from worker.runtime import Runtime
@@ -40,10 +40,11 @@ PATIENCE_SECONDS = 60
 
 @dataclass(frozen=True)
 class Exposition:
-    """What a worker answers, as text, and its samples: name and labels of each."""
+    """What a worker answers, as text; its samples, name and labels of each; and the values that each label has."""
 
     text: str
     samples: dict[str, set[str]]
+    values: dict[str, set[str]]
 
     def has(self, name: str) -> bool:
         """Whether a metric of this name is there."""
@@ -51,8 +52,11 @@ class Exposition:
 
 
 @pytest.fixture
-async def exposition(runtime: Runtime) -> Exposition:
+async def exposition(make_runtime: Callable[..., Runtime]) -> Exposition:
     """Of a worker that has measured everything once, and of a web process."""
+    runtime = make_runtime(requests_per_minute=600, tokens_per_minute=60_000)
+    runtime.redis_is_away = lambda: False
+    await runtime.rate_limits.acquire(1, lane="live", certain=True)
     metrics = WorkerMetrics(runtime)
     lease = a_lease()
     score = good_score(usage=Usage(requests=1, input_tokens=1, output_tokens=1, cost_usd=0.1))
@@ -67,16 +71,24 @@ async def exposition(runtime: Runtime) -> Exposition:
     ProducerMetrics(web_process).submitted("stored", 0.01)
     text = (await metrics.exposition() + generate_latest(web_process)).decode()
     samples: dict[str, set[str]] = {}
+    values: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             samples.setdefault(sample.name, set()).update(sample.labels)
-    return Exposition(text, samples)
+            for label, value in sample.labels.items():
+                values.setdefault(label, set()).add(value)
+    return Exposition(text, samples, values)
 
 
 def asked_for(query: str) -> Iterator[tuple[str, set[str]]]:
     """The metrics of a query, each with the labels that it is chosen by."""
     for name, _, labels in re.findall(r"\b(scoring_\w+)(\{([^}]*)\})?", query):
         yield name, set(re.findall(r"(\w+)\s*[=!]", labels))
+
+
+def chosen_values(query: str) -> set[tuple[str, str]]:
+    """The labels of a query that must, or must not, have one value, and the value."""
+    return set(re.findall(r'(\w+)!?="([^"]*)"', query))
 
 
 def grouped_by(query: str) -> set[str]:
@@ -109,6 +121,8 @@ async def test_what_is_asked_for_exists(exposition: Exposition, queries: Any) ->
             assert labels <= exposition.samples[name] | ADDED_LABELS, (title, name)
             known |= exposition.samples[name]
         assert grouped_by(query) <= known, title
+        for label, value in chosen_values(query):
+            assert value in exposition.values[label], (title, label, value)
 
 
 async def test_every_metric_is_described(exposition: Exposition) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -11,6 +12,7 @@ from sqlalchemy import text
 from producers.bell import Bell
 from producers.contract import ScoreResponses
 from storage.claims import request_claim
+from storage.settlements import Release
 from tests.producers.waiting import eventually
 from tests.worker.scripted import (
     a_lease,
@@ -20,6 +22,7 @@ from tests.worker.scripted import (
     scored_once,
     submit_answers,
 )
+from worker.decisions import Postpone
 from worker.observer import Observer
 from worker.scorers.outcomes import AttemptFailed, Hopeless, ProviderTrouble
 from worker.scorers.protocol import Usage
@@ -72,7 +75,8 @@ async def test_each_answer_is_measured_from_its_due_time_to_its_commit(
         assert waited is not None
         assert waited > 0
         assert await sample(metrics, "scoring_scorer_seconds_count", lane="live", outcome="scored") == 3
-        assert await sample(metrics, "scoring_settle_seconds_count", outcome="scored") == 3
+        settled = {"outcome": "scored", "result": "committed"}
+        assert await sample(metrics, "scoring_settle_seconds_count", **settled) == 3
         assert await sample(metrics, "scoring_tokens_total", model="scripted", direction="input") == 30
         assert await sample(metrics, "scoring_tokens_total", model="scripted", direction="output") == 9
         assert await sample(metrics, "scoring_cost_dollars_total", model="scripted") == 0.75
@@ -156,6 +160,52 @@ async def test_a_lease_that_is_lost_is_counted_once(
         assert await sample(metrics, "scoring_leases_lost_total") == 1
         scorer.let_go()
         await eventually(lambda: scored_once(engine, [response_id]))
+
+
+async def test_a_release_that_is_refused_is_counted(runtime: Runtime) -> None:
+    """PostgreSQL cannot store it, so the lease runs out: neither committed nor too late."""
+    metrics = WorkerMetrics(runtime)
+    release = Release(1, uuid4(), reason="a\x00b")
+
+    runtime.settler.put(a_lease(), Postpone(release))
+    await runtime.settler.wait_idle()
+
+    labels = {"outcome": "postponed", "result": "refused"}
+    assert await sample(metrics, "scoring_outcomes_total", **labels) == 1
+    assert await sample(metrics, "scoring_settle_seconds_count", **labels) == 1
+
+
+async def test_whether_redis_is_there_is_told_once_it_is_known(
+    running: Running, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anybody has looked there is no gauge, as under arq's own command; then it says what was found."""
+    assert await sample(WorkerMetrics(runtime), "scoring_redis_up") is None
+
+    async with running() as whole:
+        metrics = WorkerMetrics(whole)
+
+        async def up() -> bool:
+            return await sample(metrics, "scoring_redis_up") == 1
+
+        await eventually(up)
+        monkeypatch.setattr(whole, "redis_is_away", lambda: True)
+        assert await sample(metrics, "scoring_redis_up") == 0
+
+
+async def test_rate_limits_are_told_with_what_is_left(make_runtime: Callable[..., Runtime]) -> None:
+    """Those that are set, and what this worker saw when it last asked; nothing where none is set."""
+    runtime = make_runtime(requests_per_minute=600)
+    metrics = WorkerMetrics(runtime)
+    assert await sample(metrics, "scoring_rate_limit_left", limit="requests") is None
+
+    await runtime.rate_limits.acquire(3, lane="live", certain=True)
+
+    assert await sample(metrics, "scoring_rate_limit_per_minute", limit="requests") == 600
+    assert await sample(metrics, "scoring_rate_limit_left", limit="requests") == 100
+    assert await sample(metrics, "scoring_rate_limit_shared") == 1
+    assert await sample(metrics, "scoring_rate_limit_per_minute", limit="tokens") is None
+    unlimited = (await WorkerMetrics(make_runtime()).exposition()).decode()
+    assert "scoring_rate_limit_per_minute" not in unlimited
 
 
 async def test_models_that_are_made_up_do_not_fill_monitoring(runtime: Runtime) -> None:

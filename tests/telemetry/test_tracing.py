@@ -13,9 +13,10 @@ import pytest
 
 from demo.worker_process import READY, worker_process
 from tests.factories import publish, submission
+from tests.faults.processes import start_process
 from tests.producers.waiting import eventually
 from tests.telemetry.collector import collecting
-from tests.worker.scripted import scored_once
+from tests.worker.scripted import read_handoffs, scored_once
 from worker.telemetry.tracing import open_tracing
 
 if TYPE_CHECKING:
@@ -147,6 +148,36 @@ async def test_a_lost_message_does_not_break_its_trace(
         sent = b"".join(collector.bodies)
         assert CANARY.encode() not in sent
         assert TOKEN.encode() not in sent
+
+
+async def test_a_killed_worker_does_not_break_the_trace(
+    environment: dict[str, str], engine: AsyncEngine, tmp_path: Path
+) -> None:
+    """Its own span is never sent; the one that takes over goes on below the same submit, and says that a lease was lost."""
+    async with engine.begin() as conn:
+        await publish(conn)
+
+    async def leased() -> bool:
+        return all(row["lease_token"] is not None for row in (await read_handoffs(engine)).values())
+
+    with collecting() as collector:
+        environment |= tracing_to(collector) | {"SCORING_LEASE_SECONDS": "1"}
+        response_id = await handed_in(HOST, environment)
+        first = await start_process(
+            environment | {"SCORING_SCORER": "tests.worker.foreign:hanging"}, tmp_path / "first.log"
+        )
+        try:
+            await eventually(leased, patience_seconds=PATIENCE_SECONDS)
+        finally:
+            await first.killed()
+
+        with worker_process(environment, tmp_path / "second.log"):
+            await eventually(lambda: scored_once(engine, [response_id]), patience_seconds=PATIENCE_SECONDS)
+
+        *_, score = [span for span in collector.spans() if span.name == "score scoring_handoffs"]
+        [submit] = [span for span in collector.spans() if span.name == "submit scoring_handoffs"]
+    assert (score.trace_id, score.parent_id) == (submit.trace_id, submit.span_id)
+    assert score.attributes["scoring.lease_losses"] >= 1
 
 
 async def test_a_collector_that_hangs_costs_nothing_but_its_spans(

@@ -287,7 +287,7 @@ async def test_a_release_that_cannot_be_stored_is_left_to_its_lease(
     await settling.settler.wait_idle()
 
     assert len(settling.done) == 3
-    assert settling.settler.counts == {"postpone": 2}
+    assert settling.settler.counts == {"postpone": 2, "postpone_refused": 1}
     assert sum(row["lease_token"] is not None for row in (await read_handoffs(engine)).values()) == 1
 
 

@@ -82,7 +82,7 @@ class Measures(Observer):
         settle = Histogram(
             "scoring_settle_seconds",
             "From the decision what becomes of an answer to PostgreSQL's reply.",
-            ("outcome",),
+            ("outcome", "result"),
             registry=registry,
             buckets=_SETTLE_BUCKETS,
         )
@@ -140,7 +140,7 @@ class Measures(Observer):
 
     def ended(self, lease: Lease, transition: Transition, result: Result, seconds: float) -> None:  # noqa: ARG002
         """Observe the time it took to write; what became of the answer is counted by the settler."""
-        self._settle(OUTCOMES[type(transition)]).observe(seconds)
+        self._settle(OUTCOMES[type(transition)], result).observe(seconds)
 
     def lost(self, leases: int) -> None:
         """Count lost leases."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
 from worker.decisions import OUTCOMES
+from worker.observer import Result
 from worker.telemetry.database_gauges import DatabaseGauges
 from worker.telemetry.measures import Measures
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
+    from worker.provider_report import RateLimitReport
     from worker.runtime import Runtime
 
 _STATES = (
@@ -62,9 +64,9 @@ class WorkerMetrics:
         yield GaugeMetricFamily(
             "scoring_breaker_open", "1 while the provider is given a rest.", int(runtime.breaker.is_open)
         )
-        yield GaugeMetricFamily(
-            "scoring_redis_up", "0 while Redis is away.", int(not runtime.redis_is_away())
-        )
+        if (away := runtime.redis_is_away()) is not None:
+            yield GaugeMetricFamily("scoring_redis_up", "0 while Redis is away.", int(not away))
+        yield from _limits(runtime.rate_limits.report())
         pauses = GaugeMetricFamily(
             "scoring_rate_limit_pause_seconds",
             "How long a lane waits for the provider's rate limits, at most; 0 where it does not.",
@@ -83,14 +85,44 @@ class WorkerMetrics:
     def _outcomes(self) -> CounterMetricFamily:
         outcomes = CounterMetricFamily(
             "scoring_outcomes",
-            "What became of leased answers, and whether it was committed, came too late or is in doubt.",
+            "What became of leased answers, and whether it was committed, came too late, is in doubt or was refused.",
             labels=("outcome", "result"),
         )
         for transition, outcome in OUTCOMES.items():
             kind = transition.__name__.lower()
-            for suffix, result in (("", "committed"), ("_too_late", "too_late"), ("_in_doubt", "in_doubt")):
-                outcomes.add_metric((outcome, result), self._runtime.settler.counts[kind + suffix])
+            for result in get_args(Result):
+                name = kind if result == "committed" else f"{kind}_{result}"
+                outcomes.add_metric((outcome, result), self._runtime.settler.counts[name])
         return outcomes
+
+
+def _limits(report: RateLimitReport | None) -> Iterator[Metric]:
+    """The provider's limits as this worker knows them; nothing where none is set."""
+    if report is None:
+        return
+    limits = GaugeMetricFamily(
+        "scoring_rate_limit_per_minute", "What the provider allows in a minute.", labels=("limit",)
+    )
+    left = GaugeMetricFamily(
+        "scoring_rate_limit_left",
+        "What was left of a limit's present window when this worker last asked, before it took any.",
+        labels=("limit",),
+    )
+    for name, per_minute, remaining in (
+        ("requests", report.requests_per_minute, report.requests_left_in_window),
+        ("tokens", report.tokens_per_minute, report.tokens_left_in_window),
+    ):
+        if per_minute is not None:
+            limits.add_metric((name,), per_minute)
+        if remaining is not None:
+            left.add_metric((name,), remaining)
+    yield limits
+    yield left
+    yield GaugeMetricFamily(
+        "scoring_rate_limit_shared",
+        "1 while limits are counted for all workers together.",
+        int(report.shared),
+    )
 
 
 def _backlog(read: dict[str, Any]) -> Iterator[Metric]:
