@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 
 async def run_of(conn: AsyncConnection) -> dict[str, Any]:
-    return {"last_response_id": 0, "until_response_id": (await horizon(conn))["until_response_id"]}
+    until = (await horizon(conn))["until_response_id"]
+    return {"last_response_id": 0, "until_response_id": until, "filters": {}}
 
 
 async def bare(conn: AsyncConnection, **changes: Any) -> int:
@@ -92,7 +93,7 @@ async def test_a_submit_that_is_not_committed_is_not_bare(engine: AsyncEngine) -
     await committed(engine, publish)
     async with engine.connect() as web:
         response_id = int((await submit(web))["response_id"])
-        run = {"last_response_id": 0, "until_response_id": response_id}
+        run = {"last_response_id": 0, "until_response_id": response_id, "filters": {}}
         assert (await committed(engine, partial(backfill_step, run=run))).changed == 0
         await web.commit()
 

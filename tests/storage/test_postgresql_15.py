@@ -76,10 +76,11 @@ async def operate(conn: AsyncConnection) -> None:
     end = await horizon(conn)
     until = end["until_response_id"]
     cutoff = datetime.now(UTC)
-    filters = {
-        "until_score_id": end["until_score_id"],
-        "after_handoff_id": end["after_handoff_id"],
-        "cutoff": cutoff.isoformat(),
+    after = {"after_handoff_id": end["after_handoff_id"]}
+    filters: dict[Kind, dict[str, Any]] = {
+        "rescore": after | {"until_score_id": end["until_score_id"]},
+        "backfill": after,
+        "purge": {"cutoff": cutoff.isoformat()},
     }
     await survey_rescore(conn, Choice(), after=0, until=until, until_score_id=end["until_score_id"])
     await survey_backfill(conn, after=0, until=until)
@@ -87,12 +88,13 @@ async def operate(conn: AsyncConnection) -> None:
     steps: dict[Kind, Any] = {"rescore": rescore_step, "backfill": backfill_step, "purge": purge_step}
     for kind, step in steps.items():
         run_id = await start_run(
-            conn, kind=kind, filters=filters, started_by="o", until_response_id=until, expected=1
+            conn, kind=kind, filters=filters[kind], started_by="o", until_response_id=until, expected=1
         )
         run = await advance_run(conn, run_id, kind=kind, actor="o", work=step)
         assert run["finished_at"] is not None
         assert [each["run_id"] for each in await latest_runs(conn, kind=kind)] == [run_id]
-        await unscored_of(conn, run)
+        if kind != "purge":
+            await unscored_of(conn, run)
     await purge_drafts(conn, cutoff=cutoff, after=0)
     await purge_claims(conn, cutoff=cutoff, after=0)
     assert len(await latest_actions(conn)) == 6
