@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from producers.errors import ProducerClosedError, TooManyListenersError
-from producers.feed import Feed, FeedSettings, Listener, parse_cursor
+from producers.feed import Cursor, Feed, FeedSettings, Listener, parse_cursor
 from producers.web.documentation import problems
 from producers.web.host import Host
 from producers.web.identity import Identity
@@ -98,7 +98,7 @@ class EventStreams:
         self._open: set[Listener] = set()
         self._watch: asyncio.Task[None] | None = None
 
-    def listen(self, engine: AsyncEngine, owner: Owner, cursor: int | None) -> tuple[Feed, Listener]:
+    def listen(self, engine: AsyncEngine, owner: Owner, cursor: Cursor | None) -> tuple[Feed, Listener]:
         """Begin to listen; arguments and errors as of ``Feed.listen``. Give both back with :meth:`leave`."""
         if (feed := self._feeds.get(engine)) is None:
             feed = self._feeds[engine] = Feed(engine, self.settings.feed)
@@ -159,7 +159,7 @@ _EVENT_SCHEMA: dict[str, Any] = {
 }
 _EXAMPLE = (
     'event: response\ndata: {"id":42,"module_slug":"photosynthesis","question_id":"why-leaves-are-green",'
-    '"state":"waiting","score":null}\nid: 7312\n\n'
+    '"state":"waiting","score":null}\nid: 7312-5b0c91fe\n\n'
 )
 _DESCRIBED: dict[int | str, dict[str, Any]] = {
     200: {
@@ -178,7 +178,9 @@ class _Stream(Response):
 
     media_type = MEDIA_TYPE
 
-    def __init__(self, streams: EventStreams, engine: AsyncEngine, owner: Owner, cursor: int | None) -> None:
+    def __init__(
+        self, streams: EventStreams, engine: AsyncEngine, owner: Owner, cursor: Cursor | None
+    ) -> None:
         self.status_code = 200
         self.background = None
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
@@ -245,11 +247,11 @@ async def _end_when_gone(listener: Listener, receive: Receive) -> None:
     listener.end()
 
 
-def _position(cursor: int | None) -> bytes:
-    return b"" if cursor is None else b"id: %d\n" % cursor
+def _position(cursor: Cursor | None) -> bytes:
+    return b"" if cursor is None else b"id: %s\n" % str(cursor).encode()
 
 
-def _encoded(events: list[str], cursor: int | None) -> bytes:
+def _encoded(events: list[str], cursor: Cursor | None) -> bytes:
     """Events as bytes. Only the last carries the cursor: who gets half of them comes back with the one before."""
     *first, last = [b"event: response\ndata: " + data.encode() + b"\n" for data in events]
     return b"".join(event + b"\n" for event in first) + last + _position(cursor) + b"\n"
