@@ -9,7 +9,6 @@ the server stops.
 import asyncio
 import contextlib
 import random
-import signal
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -27,6 +26,7 @@ from producers.web.documentation import problems
 from producers.web.host import Host
 from producers.web.identity import Identity
 from producers.web.problems import ProblemError
+from producers.web.servers import abort_connection, running_servers
 from storage.validation import Owner, checked_owner
 
 MEDIA_TYPE = "text/event-stream"
@@ -34,6 +34,8 @@ MEDIA_TYPE = "text/event-stream"
 _FULL_SECONDS = 30
 # How often it is looked whether the server stops.
 _STOP_SECONDS = 0.5
+# A dropped connection is reported at once; whatever happens, it is not waited for longer.
+_ABORT_SECONDS = 1.0
 # Streams that began together shall not all come back together.
 _SPREAD = 0.2
 
@@ -56,16 +58,6 @@ class StreamSettings:
     send_seconds: float = 30.0
     retry_ms: int = 2_000
     feed: FeedSettings = field(default_factory=FeedSettings)
-
-
-def _server_stops() -> bool:
-    """Whether uvicorn has been told to stop.
-
-    It waits for open responses before it tells the application, which would be for ever. While it runs, it is the
-    handler of the signal.
-    """
-    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    return bool(getattr(server, "should_exit", False))
 
 
 def _too_many(exc: TooManyListenersError) -> ProblemError:
@@ -117,15 +109,17 @@ class EventStreams:
             self._watch = None
 
     async def _until_server_stops(self) -> None:
-        # Until the last has left, also those who come while it is stopping.
+        # A server waits for open responses before it tells the application that it stops, which would be for ever. Until
+        # the last has left, also those who come while it is stopping.
+        servers = running_servers()
         while True:
-            if _server_stops():
+            if any(server.should_exit for server in servers):
                 for listener in self._open:
                     listener.end()
             await asyncio.sleep(_STOP_SECONDS)
 
     async def close(self) -> None:
-        """End all streams, for servers that are not stopped by a signal to uvicorn."""
+        """End all streams, and begin no other. For servers other than uvicorn, before they wait for open responses."""
         await asyncio.gather(*(feed.close() for feed in self._feeds.values()))
 
 
@@ -207,8 +201,9 @@ class _Stream(Response):
         try:
             await self._write(listener, send, gone)
         except TimeoutError:
-            # He takes nothing. The response stays unfinished, and the server closes the connection.
-            pass
+            # He takes nothing. Where the connection cannot be dropped, the response stays unfinished.
+            if abort_connection(receive):
+                await asyncio.wait([gone], timeout=_ABORT_SECONDS)
         finally:
             gone.cancel()
             self._streams.leave(feed, listener)

@@ -123,7 +123,7 @@ async def hosting(
     """Run the web app in this loop, on a real socket."""
     app = make_app(database_url, settings or StreamSettings(feed=QUICK), **changes)
     # Signals belong to the test run.
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="on"))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", log_config=None, lifespan="on"))
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     task = asyncio.create_task(server.serve())
     await eventually(lambda: server.started)
@@ -234,8 +234,10 @@ async def test_a_client_that_goes_leaves_nothing(engine: AsyncEngine, host: Host
     assert not any("assessment" in name for name in names)
 
 
-async def test_a_client_that_reads_nothing_is_given_up(engine: AsyncEngine, database_url: str) -> None:
-    """Its listener goes, however full the connection is; the server keeps a bounded buffer until TCP ends."""
+async def test_a_client_that_reads_nothing_is_given_up(
+    engine: AsyncEngine, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its listener goes and its connection too, with all that was written for it; that is no error of anybody's."""
     await committed(engine, publish)
     settings = StreamSettings(send_seconds=0.2, keep_alive_seconds=0.001, feed=QUICK)
     async with hosting(database_url, settings) as host:
@@ -244,10 +246,11 @@ async def test_a_client_that_reads_nothing_is_given_up(engine: AsyncEngine, data
             stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
             stuck.sendall(b"GET /assessment/events HTTP/1.1\r\nHost: x\r\nx-user: 1\r\n\r\n")
             await eventually(lambda: host.open_streams)
-            for connection in host.server.server_state.connections:
-                connection.transport.set_write_buffer_limits(high=0)
+            assert host.server.server_state.connections
             await _fill(host)
-            await eventually(lambda: not host.open_streams)
+            await eventually(lambda: not host.server.server_state.connections)
+            await eventually(lambda: not host.server.server_state.tasks)
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("uvicorn")] == []
 
 
 async def _fill(host: Host) -> None:
@@ -342,13 +345,14 @@ async def test_a_dependency_of_the_host_holds_nothing_while_a_stream_is_open(
 
 @pytest.mark.processes
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("more", [[], ["--own-signals"]], ids=["uvicorn's signals", "the host's signals"])
 async def test_a_server_that_is_told_to_stop_does(
-    engine: AsyncEngine, database_url: str, stop: signal.Signals
+    engine: AsyncEngine, database_url: str, stop: signal.Signals, more: list[str]
 ) -> None:
-    """Open streams end by themselves, although uvicorn would wait for them for ever."""
+    """Open streams end by themselves, although uvicorn would wait for them for ever; whoever handles the signal."""
     port = free_port()
     process = subprocess.Popen(  # noqa: ASYNC220 - starting it takes no time
-        [sys.executable, "-m", "tests.web.hosting", "--port", str(port)],
+        [sys.executable, "-m", "tests.web.hosting", "--port", str(port), *more],
         env={**os.environ, "DATABASE_URL": database_url},
         stderr=subprocess.PIPE,
     )
