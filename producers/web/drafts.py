@@ -93,7 +93,9 @@ def add_drafts(router: APIRouter, host: Host) -> None:
                 versions=_versions(if_match),
             )
         if row is None:
-            return Response(status_code=204)
+            nothing = Response(status_code=204)
+            nothing.raw_headers.extend(response.headers.raw)  # of the host's dependencies
+            return nothing
         response.headers["ETag"] = f'"{row["version"]}"'
         return Draft.of(row)
 

@@ -9,6 +9,7 @@ the server stops.
 import asyncio
 import contextlib
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -173,12 +174,18 @@ class _Stream(Response):
     media_type = MEDIA_TYPE
 
     def __init__(
-        self, streams: EventStreams, engine: AsyncEngine, owner: Owner, cursor: Cursor | None
+        self,
+        streams: EventStreams,
+        engine: AsyncEngine,
+        owner: Owner,
+        cursor: Cursor | None,
+        headers: Iterable[tuple[bytes, bytes]],
     ) -> None:
         self.status_code = 200
         self.background = None
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
+        self.raw_headers.extend(headers)
         self._streams = streams
         self._engine = engine
         self._owner = owner
@@ -275,10 +282,12 @@ def add_events(router: APIRouter, host: Host, streams: EventStreams) -> None:
     async def follow(
         caller: Annotated[Identity, Depends(host.identity, scope="function")],
         engine: Annotated[AsyncEngine, Depends(host.engine, scope="function")],
+        response: Response,
         last_event_id: Annotated[
             str | SkipJsonSchema[None], Header(description="where an earlier stream was interrupted")
         ] = None,
     ) -> Response:
         """Tell how the caller's answers stand, and then whatever becomes of them."""
         owner = checked_owner(caller.user_id, caller.anonymous_token)
-        return _Stream(streams, engine, owner, parse_cursor(last_event_id))
+        # The host's dependencies have perhaps given him a cookie: without it he would be somebody else at his next call.
+        return _Stream(streams, engine, owner, parse_cursor(last_event_id), response.headers.raw)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 import uvicorn
+from fastapi import Request, Response  # noqa: TC002 - FastAPI reads annotations
 
 from demo.servers import free_port
 from producers.feed import FeedSettings, parse_cursor
@@ -325,6 +326,26 @@ async def test_an_event_shows_a_score_as_the_list_does(engine: AsyncEngine, host
     [row] = listed.json()["items"]
     assert event == {name: row[name] for name in event}
     assert event.keys() == row.keys() - {"answer_text", "created_at"}
+
+
+async def test_a_cookie_of_the_host_s_goes_out_with_the_stream(
+    engine: AsyncEngine, database_url: str
+) -> None:
+    """A page may open its stream before anything else: what it submits then is the same student's."""
+
+    def identity(request: Request, response: Response) -> Identity:
+        known = request.cookies.get("student") or token()
+        response.set_cookie("student", known, httponly=True)
+        return Identity(anonymous_token=known)
+
+    await committed(engine, publish)
+    async with hosting(database_url, identity=identity) as host, host.stream() as stream:
+        await stream.until_told()
+        given = stream.response.cookies["student"]
+        answer = await committed(engine, lambda conn: submit(conn, user_id=None, anonymous_token=given))
+        assert (await stream.event())["id"] == answer["response_id"]
+        assert stream.response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert "content-length" not in stream.response.headers
 
 
 async def test_a_dependency_of_the_host_holds_nothing_while_a_stream_is_open(
