@@ -7,6 +7,7 @@ from storage.claims import claim_assessment_responses
 from storage.drafts import discard_draft, get_draft, save_draft
 from storage.engine import create_engine
 from storage.errors import (
+    DraftChangedError,
     InvalidInputError,
     NotMigratedError,
     StorageError,
@@ -19,6 +20,7 @@ from storage.responses import get_response, get_responses, get_responses_for_que
 from storage.submissions import submit_response, submit_responses
 
 __all__ = [
+    "DraftChangedError",
     "InvalidInputError",
     "NotMigratedError",
     "StorageError",

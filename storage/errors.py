@@ -43,6 +43,10 @@ class SubmissionKeyConflictError(InvalidInputError):
         super().__init__(field, rule)
 
 
+class DraftChangedError(StorageError):
+    """There is another version of this draft than the caller has seen; nothing was changed."""
+
+
 class NotMigratedError(StorageError):
     """The database lacks our tables, or has an older version of them: run `scoring migrate`."""
 

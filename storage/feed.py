@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import DBAPIError
 
+from storage.errors import StorageError, StorageUnavailableError
 from storage.rows import as_dicts
 from storage.translation import translated
 
@@ -47,6 +49,17 @@ _AGE = """
         4294967296
     )
 """
+
+# Which line of transaction ids this server goes on with. A standby that takes over (another timeline), a restored backup
+# and a recovery after a crash (which forgets the statistics) may give ids anew that were given before: what committed
+# last is lost then, with leases even on the same server, because those do not wait for the disk.
+_LINEAGE = text("""
+    SELECT concat_ws('/',
+        (SELECT system_identifier FROM pg_control_system()),
+        CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE left(pg_walfile_name(pg_current_wal_lsn()), 8) END,
+        (SELECT extract(epoch FROM stats_reset) FROM pg_stat_bgwriter)
+    )
+""")
 
 # The highest ids that are visible.
 _MARKS = text("""
@@ -178,6 +191,29 @@ _REQUESTED = text("""
     SELECT claim_id, user_id FROM assessment_claims
     WHERE user_id = ANY (CAST(:user_ids AS integer[])) AND applied_at IS NULL
 """)
+
+
+async def read_lineage(conn: AsyncConnection) -> str | None:
+    """Read which line of transaction ids the server goes on with: cursors of another line may be of what was lost.
+
+    Args:
+        conn: The caller's connection, in a transaction.
+
+    Returns:
+        A text that changes with the line; None where the server does not say: not every one that is run by others
+        shows these functions.
+
+    Raises:
+        StorageUnavailableError: PostgreSQL is away.
+    """
+    try:
+        with translated():
+            async with conn.begin_nested():
+                return str((await conn.execute(_LINEAGE)).scalar_one())
+    except StorageUnavailableError:
+        raise
+    except (StorageError, DBAPIError):
+        return None
 
 
 async def read_marks(conn: AsyncConnection) -> dict[str, int]:

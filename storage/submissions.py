@@ -94,11 +94,15 @@ _SUBMIT_ONE = _submit(_ONE)
 _SUBMIT_TRACED = _submit(_MANY, trace_context="traced.trace_context", traces=_TRACES)
 _SUBMIT_ONE_TRACED = _submit(_ONE, trace_context=":trace_contexts")
 
-# Find what earlier calls stored under these keys, and whether it is the asking owner's: his own, or stored
-# under his token and claimed since.
+# Find what earlier calls stored under these keys, and whether it is the asking owner's: his own, stored under his token
+# and claimed since, or stored under a token that he claims and no worker has looked at yet: it is his in a moment.
 _SUBMITTED_BEFORE = text(f"""
     SELECT {", ".join(f"r.{column}" for column in _COLUMNS.split(", "))},
-        CASE WHEN given.user_id IS NOT NULL THEN r.user_id IS NOT DISTINCT FROM given.user_id
+        CASE WHEN given.user_id IS NOT NULL THEN r.user_id IS NOT DISTINCT FROM given.user_id OR EXISTS (
+            SELECT 1 FROM assessment_claims AS claim
+            WHERE claim.anonymous_token = r.anonymous_token AND claim.user_id = given.user_id
+                AND claim.applied_at IS NULL
+        )
         ELSE r.anonymous_token IS NOT DISTINCT FROM given.anonymous_token OR EXISTS (
             SELECT 1 FROM assessment_claims AS claim
             WHERE claim.anonymous_token = given.anonymous_token AND claim.user_id = r.user_id

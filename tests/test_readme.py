@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import subprocess
 import sys
 import textwrap
 from types import ModuleType
@@ -35,10 +36,16 @@ ANSWER = {
 }
 
 
-def readme_app() -> ModuleType:
-    """The application that the README shows, as a module."""
+def readme_source() -> str:
+    """The application that the README shows."""
     readme = (ROOT / "README.md").read_text()
     (source,) = re.findall(r"<!-- tested: .*? -->\n```python\n(.*?)```", readme, re.DOTALL)
+    return str(source)
+
+
+def readme_app() -> ModuleType:
+    """The same, as a module."""
+    source = readme_source()
     module = ModuleType("readme_app")
     sys.modules[module.__name__] = module  # FastAPI looks its annotations up there
     exec(compile(source, "README.md", "exec"), module.__dict__)
@@ -65,6 +72,25 @@ async def test_the_readme_app_stores_scores_and_claims(
     module = readme_app()
     with worker_process(environment, tmp_path / "worker.log"):
         await asyncio.to_thread(use, module)
+
+
+@pytest.mark.processes
+def test_the_readme_app_is_typed(tmp_path: Path) -> None:
+    """Whoever checks his app strictly may copy it as it stands."""
+    (tmp_path / "app.py").write_text(readme_source())
+
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={tmp_path}", "app.py"],
+        cwd=tmp_path,
+        env=os.environ | {"MYPYPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.stdout.splitlines() == ["Success: no issues found in 1 source file"], (
+        done.stdout + done.stderr
+    )
 
 
 async def test_the_readme_scorer_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

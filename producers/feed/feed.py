@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from producers.errors import ProducerClosedError, TooManyListenersError
 from producers.feed.listeners import Group, Listener, shown
-from producers.feed.look import Looker, owner_of
+from producers.feed.look import LineageChangedError, Looker, owner_of
 from storage.errors import StorageError
 from storage.feed import read_missed, read_requested_claims, read_states
 from storage.translation import translated
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+    from producers.feed.listeners import Cursor
     from producers.feed.look import Seen
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class Feed:
         self._closed = False
         self._failures = 0
 
-    def listen(self, owner: Owner, cursor: int | None = None) -> Listener:
+    def listen(self, owner: Owner, cursor: Cursor | None = None) -> Listener:
         """Begin to listen; returns at once.
 
         Args:
@@ -136,6 +137,8 @@ class Feed:
             try:
                 with translated():
                     await self._follow()
+            except LineageChangedError:
+                logger.info("The feed sees another database server.")
             except Exception as exc:  # noqa: BLE001 - a feed that ended would leave its streams silent for ever
                 self._note_failure(exc)
                 await asyncio.sleep(self._pause_seconds())
@@ -219,7 +222,7 @@ class Feed:
                 now=time.monotonic(),
             )
             states = await read_states(conn, seen.changed) if seen.changed else []
-            missed, requested = await self._missed(conn, told)
+            missed, requested = await self._missed(conn, told, seen)
         # The look is whole. From here to its end nobody else runs.
         self._note_claims(requested)
         self._forget_changed(seen.changed, states, known)
@@ -243,11 +246,11 @@ class Feed:
         return seen.is_more
 
     async def _missed(
-        self, conn: AsyncConnection, told: list[Listener]
+        self, conn: AsyncConnection, told: list[Listener], seen: Seen
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         if not told:
             return [], []
-        wanted = [(listener.owner, listener.cursor) for listener in told]
+        wanted = [(listener.owner, seen.since(listener.cursor)) for listener in told]
         users = [owner.user_id for owner, _ in wanted if owner.user_id is not None]
         return (
             await read_missed(conn, wanted, newest=self._settings.newest),

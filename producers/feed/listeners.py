@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import zlib
 from dataclasses import dataclass, field
 from datetime import UTC
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,18 +16,39 @@ if TYPE_CHECKING:
     from storage.validation import Owner
 
 # A transaction id of PostgreSQL, with its epoch.
-_MAX_CURSOR = 2**63 - 1
-_MAX_DIGITS = 19
+_MAX_TRANSACTION = 2**63 - 1
+_CURSOR = re.compile("([1-9][0-9]{0,18})(?:-([0-9a-f]{8}))?")
 # None of server-sent events, which readers written with a general way of splitting lines take for some nevertheless.
 _LINE_ENDS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
 
 
-def parse_cursor(given: str | None) -> int | None:
+class Cursor(NamedTuple):
+    """Up to where a reader was told everything.
+
+    Args:
+        transaction: The ``xmin`` of a look's snapshot.
+        lineage: Of the server that gave this number, as :func:`lineage_of` makes it.
+    """
+
+    transaction: int
+    lineage: int
+
+    def __str__(self) -> str:
+        """As a client gets it, and gives it back."""
+        return f"{self.transaction}-{self.lineage:08x}"
+
+
+def lineage_of(told: str | None) -> int:
+    """Turn what a server tells of its lineage into the number in a cursor; 0 where it tells nothing."""
+    return 0 if told is None else zlib.crc32(told.encode())
+
+
+def parse_cursor(given: str | None) -> Cursor | None:
     """Read what a client gives back; None where it is nothing of ours, which means: from the beginning."""
-    if given is None or not given.isascii() or not given.isdecimal() or len(given) > _MAX_DIGITS:
+    found = None if given is None else _CURSOR.fullmatch(given)
+    if found is None or int(found[1]) > _MAX_TRANSACTION:
         return None
-    cursor = int(given)
-    return cursor if 0 < cursor <= _MAX_CURSOR else None
+    return Cursor(int(found[1]), int(found[2] or "0", 16))
 
 
 def shown(row: Mapping[str, Any]) -> str:
@@ -71,7 +94,7 @@ class Listener:
 
     __slots__ = ("_pending", "_wake", "cursor", "ended", "is_current", "owner")
 
-    def __init__(self, owner: Owner, cursor: int | None) -> None:
+    def __init__(self, owner: Owner, cursor: Cursor | None) -> None:
         self.owner = owner
         self.cursor = cursor
         self.ended = False
@@ -86,13 +109,13 @@ class Listener:
         self._pending[response_id] = data
         self._wake.set()
 
-    def advance(self, cursor: int, *, wake: bool = False) -> None:
+    def advance(self, cursor: Cursor, *, wake: bool = False) -> None:
         """Say that everything up to here has been offered; ``wake`` to let the reader know even if that was nothing."""
         self.cursor = cursor
         if wake:
             self._wake.set()
 
-    def take(self) -> tuple[list[str], int | None]:
+    def take(self) -> tuple[list[str], Cursor | None]:
         """Take all that is there, and the cursor that holds once the reader has all of it."""
         taken = list(self._pending.values())
         self._pending.clear()

@@ -21,6 +21,10 @@ Between two looks:
 - A claim that is applied to somebody who listens, a lost connection, a new process: the same again, each reader from
   his own cursor.
 
+A server that goes on with another line of transaction ids (after a fail-over to a standby that had not got everything,
+for example) may have given ids anew: to a cursor of another line, something below it may be unknown. Who comes with one
+is told what the last ``LOST_TRANSACTIONS`` before it have done, and whoever listens while the line changes is too.
+
 Handoffs are looked at too, so that a new scoring of an old answer shows while it is under way. That is the one thing
 that may be missed: one which commits out of order. Its score is not.
 """
@@ -30,8 +34,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from producers.feed.listeners import Cursor, lineage_of
 from producers.feed.scan import SETTLING_SECONDS, Scan
-from storage.feed import NEWS_LIMIT, read_marks, read_news
+from storage.feed import NEWS_LIMIT, read_lineage, read_marks, read_news
 from storage.validation import Owner
 
 if TYPE_CHECKING:
@@ -41,6 +46,9 @@ if TYPE_CHECKING:
 
 # So far back the first look reads ids, to know most gaps at once. The others are found when the first doubt ends.
 LOOK_BACK_IDS = 1_000
+# So many transactions a standby may lack when it takes over, and readers are still told everything: minutes of a busy
+# server. More would only cost more events, each of which says what a page may know already.
+LOST_TRANSACTIONS = 1_000_000
 _WITHOUT_GAPS = frozenset({"handoff"})
 
 
@@ -66,13 +74,25 @@ class Seen:
         is_certain: True when a doubt has ended: everybody is to be told what he missed.
         is_more: Whether more is to be read at once.
         cursor: Up to where everything has been seen.
+        next_to_start: The transaction that starts next.
     """
 
     changed: list[int]
     claims: list[tuple[int, int, bool]]
     is_certain: bool
     is_more: bool
-    cursor: int
+    cursor: Cursor
+    next_to_start: int
+
+    def since(self, cursor: Cursor | None) -> int | None:
+        """From which transaction on a reader is to be told what came, or None: how everything stands."""
+        if cursor is None or cursor.lineage == self.cursor.lineage:
+            return None if cursor is None else cursor.transaction
+        return max(0, min(cursor.transaction, self.next_to_start) - LOST_TRANSACTIONS)
+
+
+class LineageChangedError(Exception):
+    """Behind the same connection is another server: what was read before says nothing about it."""
 
 
 class Looker:
@@ -81,6 +101,16 @@ class Looker:
     def __init__(self) -> None:
         self._scans: dict[str, Scan] = {}
         self._doubts: list[_Doubt] = []
+        self._told: str | None = None
+
+    async def _lineage(self, conn: AsyncConnection, *, is_first: bool) -> int:
+        # A server that does not say at first is not asked again.
+        if is_first:
+            self._told = await read_lineage(conn)
+        elif self._told is not None and await read_lineage(conn) != self._told:
+            # Behind a pooler no connection was lost.
+            raise LineageChangedError
+        return lineage_of(self._told)
 
     async def look(
         self,
@@ -102,8 +132,12 @@ class Looker:
 
         Returns:
             What was found; valid only if the transaction is not lost.
+
+        Raises:
+            LineageChangedError: This is another server than before; look with another looker.
         """
         is_first = not self._scans
+        lineage = await self._lineage(conn, is_first=is_first)
         if is_first:
             marks = await read_marks(conn)
             self._scans = {
@@ -142,7 +176,8 @@ class Looker:
             ],
             is_certain=self._ended_doubt(oldest_running, now),
             is_more=any(len(ids[kind]) >= NEWS_LIMIT for kind in self._scans),
-            cursor=cursor,
+            cursor=Cursor(cursor, lineage),
+            next_to_start=next_to_start,
         )
 
     def _notice(self, doubt: _Doubt) -> None:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
-from producers.web.problems import MEDIA_TYPE, RETRY_AFTER_SECONDS, ProblemError, invalid, key_used, not_found
+from producers.web.problems import (
+    MEDIA_TYPE,
+    RETRY_AFTER_SECONDS,
+    ProblemError,
+    draft_changed,
+    invalid,
+    key_used,
+    not_found,
+)
 
 # Spelled out: FastAPI would document a model under application/json.
 PROBLEM_SCHEMA: dict[str, Any] = {
@@ -42,6 +50,7 @@ _PROBLEMS: dict[str, tuple[str, ProblemError]] = {
     ),
     "no_response": ("It does not exist, or is somebody else's.", not_found("response")),
     "no_draft": ("There is none, or its answer was submitted.", not_found("draft")),
+    "draft_changed": ("Another version was saved meanwhile, or it was forgotten.", draft_changed()),
     "malformed": (
         "The body is not JSON.",
         ProblemError(400, "The body is not JSON in UTF-8.", kind="malformed"),

@@ -9,7 +9,7 @@ the server stops.
 import asyncio
 import contextlib
 import random
-import signal
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -22,11 +22,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from producers.errors import ProducerClosedError, TooManyListenersError
-from producers.feed import Feed, FeedSettings, Listener, parse_cursor
+from producers.feed import Cursor, Feed, FeedSettings, Listener, parse_cursor
 from producers.web.documentation import problems
 from producers.web.host import Host
 from producers.web.identity import Identity
 from producers.web.problems import ProblemError
+from producers.web.servers import abort_connection, running_servers
 from storage.validation import Owner, checked_owner
 
 MEDIA_TYPE = "text/event-stream"
@@ -34,6 +35,8 @@ MEDIA_TYPE = "text/event-stream"
 _FULL_SECONDS = 30
 # How often it is looked whether the server stops.
 _STOP_SECONDS = 0.5
+# A dropped connection is reported at once; whatever happens, it is not waited for longer.
+_ABORT_SECONDS = 1.0
 # Streams that began together shall not all come back together.
 _SPREAD = 0.2
 
@@ -56,16 +59,6 @@ class StreamSettings:
     send_seconds: float = 30.0
     retry_ms: int = 2_000
     feed: FeedSettings = field(default_factory=FeedSettings)
-
-
-def _server_stops() -> bool:
-    """Whether uvicorn has been told to stop.
-
-    It waits for open responses before it tells the application, which would be for ever. While it runs, it is the
-    handler of the signal.
-    """
-    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    return bool(getattr(server, "should_exit", False))
 
 
 def _too_many(exc: TooManyListenersError) -> ProblemError:
@@ -98,7 +91,7 @@ class EventStreams:
         self._open: set[Listener] = set()
         self._watch: asyncio.Task[None] | None = None
 
-    def listen(self, engine: AsyncEngine, owner: Owner, cursor: int | None) -> tuple[Feed, Listener]:
+    def listen(self, engine: AsyncEngine, owner: Owner, cursor: Cursor | None) -> tuple[Feed, Listener]:
         """Begin to listen; arguments and errors as of ``Feed.listen``. Give both back with :meth:`leave`."""
         if (feed := self._feeds.get(engine)) is None:
             feed = self._feeds[engine] = Feed(engine, self.settings.feed)
@@ -117,15 +110,17 @@ class EventStreams:
             self._watch = None
 
     async def _until_server_stops(self) -> None:
-        # Until the last has left, also those who come while it is stopping.
+        # A server waits for open responses before it tells the application that it stops, which would be for ever. Until
+        # the last has left, also those who come while it is stopping.
+        servers = running_servers()
         while True:
-            if _server_stops():
+            if any(server.should_exit for server in servers):
                 for listener in self._open:
                     listener.end()
             await asyncio.sleep(_STOP_SECONDS)
 
     async def close(self) -> None:
-        """End all streams, for servers that are not stopped by a signal to uvicorn."""
+        """End all streams, and begin no other. For servers other than uvicorn, before they wait for open responses."""
         await asyncio.gather(*(feed.close() for feed in self._feeds.values()))
 
 
@@ -159,7 +154,7 @@ _EVENT_SCHEMA: dict[str, Any] = {
 }
 _EXAMPLE = (
     'event: response\ndata: {"id":42,"module_slug":"photosynthesis","question_id":"why-leaves-are-green",'
-    '"state":"waiting","score":null}\nid: 7312\n\n'
+    '"state":"waiting","score":null}\nid: 7312-5b0c91fe\n\n'
 )
 _DESCRIBED: dict[int | str, dict[str, Any]] = {
     200: {
@@ -178,11 +173,19 @@ class _Stream(Response):
 
     media_type = MEDIA_TYPE
 
-    def __init__(self, streams: EventStreams, engine: AsyncEngine, owner: Owner, cursor: int | None) -> None:
+    def __init__(
+        self,
+        streams: EventStreams,
+        engine: AsyncEngine,
+        owner: Owner,
+        cursor: Cursor | None,
+        headers: Iterable[tuple[bytes, bytes]],
+    ) -> None:
         self.status_code = 200
         self.background = None
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
+        self.raw_headers.extend(headers)
         self._streams = streams
         self._engine = engine
         self._owner = owner
@@ -205,8 +208,9 @@ class _Stream(Response):
         try:
             await self._write(listener, send, gone)
         except TimeoutError:
-            # He takes nothing. The response stays unfinished, and the server closes the connection.
-            pass
+            # He takes nothing. Where the connection cannot be dropped, the response stays unfinished.
+            if abort_connection(receive):
+                await asyncio.wait([gone], timeout=_ABORT_SECONDS)
         finally:
             gone.cancel()
             self._streams.leave(feed, listener)
@@ -245,11 +249,11 @@ async def _end_when_gone(listener: Listener, receive: Receive) -> None:
     listener.end()
 
 
-def _position(cursor: int | None) -> bytes:
-    return b"" if cursor is None else b"id: %d\n" % cursor
+def _position(cursor: Cursor | None) -> bytes:
+    return b"" if cursor is None else b"id: %s\n" % str(cursor).encode()
 
 
-def _encoded(events: list[str], cursor: int | None) -> bytes:
+def _encoded(events: list[str], cursor: Cursor | None) -> bytes:
     """Events as bytes. Only the last carries the cursor: who gets half of them comes back with the one before."""
     *first, last = [b"event: response\ndata: " + data.encode() + b"\n" for data in events]
     return b"".join(event + b"\n" for event in first) + last + _position(cursor) + b"\n"
@@ -278,10 +282,12 @@ def add_events(router: APIRouter, host: Host, streams: EventStreams) -> None:
     async def follow(
         caller: Annotated[Identity, Depends(host.identity, scope="function")],
         engine: Annotated[AsyncEngine, Depends(host.engine, scope="function")],
+        response: Response,
         last_event_id: Annotated[
             str | SkipJsonSchema[None], Header(description="where an earlier stream was interrupted")
         ] = None,
     ) -> Response:
         """Tell how the caller's answers stand, and then whatever becomes of them."""
         owner = checked_owner(caller.user_id, caller.anonymous_token)
-        return _Stream(streams, engine, owner, parse_cursor(last_event_id))
+        # The host's dependencies have perhaps given him a cookie: without it he would be somebody else at his next call.
+        return _Stream(streams, engine, owner, parse_cursor(last_event_id), response.headers.raw)

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from producers.errors import ProducerClosedError
 from storage.errors import (
+    DraftChangedError,
     InvalidInputError,
     StorageUnavailableError,
     SubmissionKeyConflictError,
@@ -127,6 +128,16 @@ def key_used() -> ProblemError:
     )
 
 
+def draft_changed() -> ProblemError:
+    """What the client has seen is not what stands there now."""
+    return ProblemError(
+        HTTPStatus.PRECONDITION_FAILED,
+        "There is another version of this draft, or none any more; nothing was changed. Read it again.",
+        kind="draft-changed",
+        errors=[("If-Match", "is not the ETag of the draft")],
+    )
+
+
 def _unavailable() -> ProblemError:
     return ProblemError(
         HTTPStatus.SERVICE_UNAVAILABLE,
@@ -136,8 +147,10 @@ def _unavailable() -> ProblemError:
     )
 
 
-def _refused(exc: InvalidInputError) -> ProblemError:
+def _refused(exc: InvalidInputError | DraftChangedError) -> ProblemError:
     match exc:
+        case DraftChangedError():
+            return draft_changed()
         case SubmissionKeyConflictError():
             return key_used()
         case UnknownUserError():
@@ -178,7 +191,7 @@ def problem_of(exc: Exception) -> ProblemError | None:
     match exc:
         case ProblemError():
             return exc
-        case InvalidInputError():
+        case InvalidInputError() | DraftChangedError():
             return _refused(exc)
         case StorageUnavailableError() | ProducerClosedError():
             return _unavailable()

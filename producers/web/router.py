@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
+from fastapi.routing import APIRoute
 
 from producers.web.answers import add_answers
 from producers.web.bodies import guarded_route, max_body_bytes
@@ -26,6 +27,7 @@ def create_router(
     engine: Callable[..., Any],
     max_answer_chars: int | None = None,
     streams: EventStreams | None = None,
+    operation_prefix: str = "",
 ) -> APIRouter:
     """Make the router; ``app.include_router(router, prefix="/assessment")`` mounts it.
 
@@ -44,6 +46,8 @@ def create_router(
             producer.
         streams: How ``GET /events`` behaves; give one to close its streams yourself. By default one with default
             settings.
+        operation_prefix: Stands before each operation id of the OpenAPI document, ``"teachers_"`` for example. Give
+            one to each further router of the same app: ids have to differ.
 
     Returns:
         The router. It keeps no state but the streams that are open: make as many as you like.
@@ -55,4 +59,7 @@ def create_router(
     add_claims(router, host)
     add_drafts(router, host)
     add_events(router, host, streams or EventStreams())
+    for route in router.routes:
+        if isinstance(route, APIRoute) and route.operation_id is not None:
+            route.operation_id = route.unique_id = operation_prefix + route.operation_id
     return router

@@ -18,7 +18,7 @@ from storage import (
 from storage.claims import apply_claim, request_claim, requested_claims
 from storage.dead import dismiss_dead, list_dead, rescore_responses, retry_dead
 from storage.errors import AccessDeniedError
-from storage.feed import read_marks, read_missed, read_news, read_requested_claims, read_states
+from storage.feed import read_lineage, read_marks, read_missed, read_news, read_requested_claims, read_states
 from storage.leases import bury_lost, pull_handoffs, pull_suspects, renew_leases
 from storage.questions import get_questions
 from storage.roles import PRIVILEGES, grant_roles, grant_statements
@@ -91,6 +91,7 @@ async def test_all_that_a_web_app_does(granted: AsyncConnection) -> None:
         assert len(await get_scores(web, response_id=scored, user_id=1)) == 1
         claim_id = await request_claim(web, anonymous_token=anonymous, user_id=5)
         assert await schema_revision(web) is not None
+        assert await read_lineage(web) is not None
         marks = await read_marks(web)
         assert (await read_news(web, marks=dict.fromkeys(marks, 0), gaps=NO_GAPS, watched={}))[2]
         assert len(await read_states(web, [scored])) == 1

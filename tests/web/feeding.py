@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from producers.feed import Feed, FeedSettings
+from producers.feed import Cursor, Feed, FeedSettings
 from storage.validation import Owner
 from tests.producers.waiting import eventually
 
@@ -27,7 +27,7 @@ class Page:
     """What a page shows: the last state of each answer. It survives its connection."""
 
     owner: Owner = ADA
-    cursor: int | None = None
+    cursor: Cursor | None = None
     shown: dict[int, dict[str, Any]] = field(default_factory=dict)
     told: list[int] = field(default_factory=list)
 

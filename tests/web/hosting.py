@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import os
+import signal
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +48,26 @@ def make_app(database_url: str, settings: StreamSettings, **changes: Any) -> Fas
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
-    port = parser.parse_args().port
+    parser.add_argument("--own-signals", action="store_true")
+    given = parser.parse_args()
     settings = StreamSettings(feed=FeedSettings(look_seconds=0.05))
-    uvicorn.run(make_app(os.environ["DATABASE_URL"], settings), port=port, log_level="info")
+    app = make_app(os.environ["DATABASE_URL"], settings)
+    if given.own_signals:
+        asyncio.run(with_own_signals(uvicorn.Server(uvicorn.Config(app, port=given.port, log_level="info"))))
+    else:
+        uvicorn.run(app, port=given.port, log_level="info")
+
+
+async def with_own_signals(server: uvicorn.Server) -> None:
+    """As a host does that runs the server beside other things, and stops all of them itself."""
+
+    def stop() -> None:
+        server.should_exit = True
+
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    await asyncio.gather(server.serve(), asyncio.sleep(0))
 
 
 if __name__ == "__main__":

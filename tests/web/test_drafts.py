@@ -54,6 +54,82 @@ async def test_a_draft_is_discarded(client: httpx.AsyncClient) -> None:
     assert refusal(await client.get(PATH)) == (404, [])
 
 
+async def test_a_late_request_spoils_no_newer_draft(client: httpx.AsyncClient) -> None:
+    """A save or a discard that names the version it knew has no effect on a later one, however late it is sent again."""
+    first = await client.put(PATH, json=draft(answer_text="1"))
+    known = {"If-Match": first.headers["etag"]}
+    second = await client.put(PATH, json=draft(answer_text="2"), headers=known)
+
+    late_save = await client.put(PATH, json=draft(answer_text="1a"), headers=known)
+    late_discard = await client.delete(PATH, headers=known)
+
+    assert fields(late_save) == fields(late_discard) == (412, ["If-Match"])
+    read = await client.get(PATH)
+    assert read.json() == second.json()
+    assert read.headers["etag"] == second.headers["etag"] != first.headers["etag"]
+    assert (await client.delete(PATH, headers={"If-Match": read.headers["etag"]})).status_code == 204
+
+
+async def test_a_late_save_does_not_bring_a_discarded_draft_back(client: httpx.AsyncClient) -> None:
+    """And a discard that is sent again finds none, which is what it wanted; but not a draft begun since."""
+    saved = await client.put(PATH, json=draft())
+    known = {"If-Match": saved.headers["etag"]}
+    for _ in range(2):
+        assert (await client.delete(PATH, headers=known)).status_code == 204
+
+    assert fields(await client.put(PATH, json=draft(), headers=known)) == (412, ["If-Match"])
+    assert fields(await client.put(PATH, json=draft(), headers={"If-Match": "*"})) == (412, ["If-Match"])
+    assert (await client.get(PATH)).status_code == 404
+    await client.put(PATH, json=draft())
+    assert fields(await client.delete(PATH, headers=known)) == (412, ["If-Match"])
+
+
+async def test_a_late_save_of_what_was_submitted(client: httpx.AsyncClient) -> None:
+    """Stores nothing, with the version it knew or without, also when a new draft was begun since."""
+    given = draft()
+    saved = await client.put(PATH, json=given)
+    await client.post("/responses", json=answer(), headers=keyed(given["submission_key"]))
+    begun = await client.put(PATH, json=draft(answer_text="again"))
+
+    for headers in ({}, {"If-Match": saved.headers["etag"]}):
+        assert (await client.put(PATH, json=given, headers=headers)).status_code == 204
+    assert (await client.get(PATH)).json() == begun.json()
+
+
+@pytest.mark.parametrize(
+    ("if_match", "matches"),
+    [
+        ("*", True),
+        ('"x", {}', True),
+        ("", False),
+        ('"x"', False),
+        ("W/{}", False),
+        ('"', False),
+        ("{}x{}", True),
+        ('"*"', False),
+    ],
+)
+async def test_what_an_if_match_names(client: httpx.AsyncClient, if_match: str, matches: bool) -> None:  # noqa: FBT001
+    """Any draft, one of several, or none; whatever else it may be is no version of ours. Weak ones never match."""
+    etag = (await client.put(PATH, json=draft())).headers["etag"]
+
+    reply = await client.delete(PATH, headers={"If-Match": if_match.replace("{}", etag)})
+
+    assert reply.status_code == (204 if matches else 412)
+
+
+async def test_a_version_of_somebody_else_is_none(client: httpx.AsyncClient) -> None:
+    """It names no draft of one's own, and says nothing about the other's."""
+    etag = (await client.put(PATH, json=draft(), headers=as_user(6))).headers["etag"]
+
+    saved = await client.put(PATH, json=draft(), headers={"If-Match": etag})
+    discarded = await client.delete(PATH, headers={"If-Match": etag})
+
+    assert fields(saved) == (412, ["If-Match"])
+    assert discarded.status_code == 204
+    assert (await client.get(PATH, headers=as_user(6))).headers["etag"] == etag
+
+
 async def test_a_draft_moves_to_the_user_who_signs_in(client: httpx.AsyncClient, engine: AsyncEngine) -> None:
     """With its key, under which he submits it."""
     mine, given = token(), draft()

@@ -11,11 +11,14 @@ from sqlalchemy import text
 
 from demo.servers import free_port
 from producers.errors import ProducerClosedError, TooManyListenersError
-from producers.feed import Feed, FeedSettings, look, parse_cursor
+from producers.feed import Cursor, Feed, FeedSettings, look, parse_cursor
+from producers.feed.listeners import lineage_of
 from storage import create_engine
+from storage import feed as storage_feed
 from storage.claims import apply_claim, request_claim
 from storage.dead import rescore_responses, retry_dead
 from storage.erasure import erase_responses
+from storage.feed import read_lineage
 from storage.responses import get_responses
 from storage.settlements import Settlement, settle_handoffs
 from storage.validation import Owner
@@ -219,11 +222,12 @@ async def test_a_slow_reader_gets_the_newest_state_once(engine: AsyncEngine) -> 
         assert slow.told[told:] == [answer]
 
 
-@pytest.mark.parametrize("cursor", [None, 2**62])
-async def test_who_has_no_cursor_of_this_database_is_told_everything(
-    engine: AsyncEngine, cursor: int | None
+@pytest.mark.parametrize("is_ahead", [False, True])
+async def test_who_has_no_cursor_of_this_database_is_told_how_all_stands(
+    engine: AsyncEngine, *, is_ahead: bool
 ) -> None:
-    """None, or one from a future that was lost when the database was restored: the newest, and all not scored."""
+    """None, or one that this server cannot have given: the newest, and all not scored."""
+    cursor = Cursor(2**62, await lineage(engine)) if is_ahead else None
     await committed(engine, publish)
     oldest, *others = [await submitted(engine) for _ in range(4)]
     for answer in others:
@@ -233,14 +237,85 @@ async def test_who_has_no_cursor_of_this_database_is_told_everything(
     async with feeding(engine, FeedSettings(look_seconds=0.02, newest=2)) as feed, listening(feed, page):
         assert page.shown.keys() == {oldest, *others[-2:]}
         assert page.cursor is not None
-        assert page.cursor < 2**62
+        assert page.cursor.transaction < 2**62
 
 
-@pytest.mark.parametrize("given", [None, "", "x", "-1", "0", "1.5", " 1", "٣", "9" * 19, "1" * 5000, "1\x00"])
+@pytest.mark.parametrize("ahead", [0, 2**62])
+async def test_who_comes_from_another_line_misses_nothing(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    """A server that took over gives transaction ids anew: what was scored below the cursor is told all the same.
+
+    As far back as a standby may lack something, and no further.
+    """
+    monkeypatch.setattr(look, "LOST_TRANSACTIONS", 20)
+    await committed(engine, publish)
+    old, lost = [await submitted(engine) for _ in range(2)]
+    await committed(engine, partial(settle, response_id=old))
+    for _ in range(25):
+        await committed(engine, lambda conn: conn.execute(text("SELECT pg_current_xact_id()")))
+    await committed(engine, partial(settle, response_id=lost))
+    page, here = Page(), await lineage(engine)
+
+    async with feeding(engine, FeedSettings(look_seconds=0.02, newest=0)) as feed:
+        async with listening(feed, page):
+            assert page.told == []
+            assert page.cursor is not None
+            assert page.cursor.lineage == here
+        position = page.cursor.transaction
+        page.cursor = Cursor(position + ahead, here ^ 1)
+        async with listening(feed, page):
+            assert page.shown.keys() == {lost}
+            assert page.cursor >= Cursor(position, here)
+
+
+async def test_a_server_that_does_not_say_its_line_is_read_all_the_same(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not every server shows what we ask for; readers come back as if there were one line only."""
+    monkeypatch.setattr(storage_feed, "_LINEAGE", text("SELECT no_such_function()"))
+    await committed(engine, publish)
+    answer = await submitted(engine)
+    page = Page()
+
+    async with feeding(engine) as feed:
+        async with listening(feed, page) as listener:
+            await shows(page, listener, {answer: "waiting"})
+            await committed(engine, partial(settle, response_id=answer))
+            await shows(page, listener, {answer: "scored"})
+        assert page.cursor is not None
+        assert page.cursor.lineage == 0
+
+
+async def lineage(engine: AsyncEngine) -> int:
+    return lineage_of(await committed(engine, read_lineage))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        None,
+        "",
+        "x",
+        "-1",
+        "0",
+        "1.5",
+        " 1",
+        "٣",
+        "9" * 19,
+        "1" * 5000,
+        "1\x00",
+        "1-",
+        "1-0000FFFF",
+        "1-123456789",
+    ],
+)
 def test_a_malformed_cursor_is_none(given: str | None) -> None:
     """Nothing that a client sends is an error, or reaches a statement."""
     assert parse_cursor(given) is None
-    assert parse_cursor("123") == 123
+    assert parse_cursor("123-0000ffff") == Cursor(123, 65535)
+    assert str(Cursor(123, 65535)) == "123-0000ffff"
+    assert parse_cursor("123") == Cursor(123, 0)  # as of a process of an older version
 
 
 async def test_a_thousand_listeners_share_one_connection(engine: AsyncEngine) -> None:

@@ -9,6 +9,7 @@ import pytest
 from producers.web import Identity
 from producers.web.idempotency import submission_key
 from storage import claim_assessment_responses, submit_response
+from storage.claims import apply_claim
 from tests.factories import count, token
 from tests.races import committed
 from tests.web.factories import KEY, answer, as_token, as_user, fields, keyed, refusal, submitted
@@ -192,6 +193,49 @@ async def test_a_retry_by_the_user_after_the_claim(client: httpx.AsyncClient, en
     assert again.content == first.content
     assert fields(other) == (422, [KEY])
     assert await stored(engine) == 1
+
+
+async def test_a_retry_by_the_user_before_the_claim_is_applied(
+    client: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    """The claim is stored and no worker has looked at it yet: one row, and the reply that was lost; it is his in a moment.
+
+    Another user, who claims nothing or another token, is refused as ever.
+    """
+    mine, theirs, key = token(), token(), uuid4()
+    first = await client.post("/responses", json=answer(), headers=as_token(mine) | keyed(key))
+    before = await client.post("/responses", json=answer(), headers=as_user(5) | keyed(key))
+    claimed = await client.post("/claims", json={}, headers=as_user(5) | {"x-held": mine})
+    await client.post("/claims", json={}, headers=as_user(6) | {"x-held": theirs})
+
+    again = await client.post("/responses", json=answer(), headers=as_user(5) | keyed(key))
+    changed = await client.post("/responses", json=answer(answer_text="?"), headers=as_user(5) | keyed(key))
+    other = await client.post("/responses", json=answer(), headers=as_user(6) | keyed(key))
+
+    assert fields(before) == (422, [KEY])
+    assert (again.status_code, again.content) == (201, first.content)
+    assert fields(changed) == (422, [KEY])
+    assert fields(other) == (422, [KEY])
+    applied = await committed(engine, lambda conn: apply_claim(conn, claimed.json()["claim_id"]))
+    assert applied is not None
+    assert applied["moved"] == 1
+    assert await stored(engine) == 1
+
+
+async def test_a_retry_of_what_no_claim_moves_is_refused(
+    client: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    """The user had answered that question: what stays under the token is not shown to him as his own."""
+    mine, key = token(), uuid4()
+    await submitted(client, headers=as_user(5))
+    await submitted(client, headers=as_token(mine) | keyed(key))
+    claimed = await client.post("/claims", json={}, headers=as_user(5) | {"x-held": mine})
+    await committed(engine, lambda conn: apply_claim(conn, claimed.json()["claim_id"]))
+
+    assert fields(await client.post("/responses", json=answer(), headers=as_user(5) | keyed(key))) == (
+        422,
+        [KEY],
+    )
 
 
 async def claim(conn: AsyncConnection, anonymous_token: str) -> None:
