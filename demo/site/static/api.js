@@ -9,11 +9,13 @@ const KEEPALIVE_BYTES = 60_000;
 export class Away extends Error {}
 
 export class Refused extends Error {
+  // A proxy's refusals look like anything.
   constructor(status, problem) {
-    super(problem.detail ?? problem.title ?? `The server refused this (${status}).`);
+    const words = [problem?.detail, problem?.title].find((text) => typeof text === "string");
+    super(words ?? `The server refused this (${status}).`);
     this.status = status;
-    this.kind = String(problem.type ?? "").split(":").at(-1);
-    this.errors = problem.errors ?? [];
+    this.kind = String(problem?.type ?? "").split(":").at(-1);
+    this.errors = Array.isArray(problem?.errors) ? problem.errors : [];
   }
 }
 
@@ -53,7 +55,7 @@ async function call(method, path, { body, headers = {}, signal, outlivesPage = f
     if (sender === person && (changes || !changing)) giveWay();
     return new Promise(() => {}); // whoever asked is not here any more
   }
-  throw new Refused(reply.status, await reply.json().catch(() => ({})));
+  throw new Refused(reply.status, await reply.json().catch(() => null));
 }
 
 const draftPath = ({ module_slug, question_id }) =>

@@ -154,7 +154,7 @@ export class Draft {
     this.key = newKey();
     this.saved = "";
     this.#keep();
-    this.#later(0);
+    this.#later(PAUSE_MS);
   }
 
   // Nothing is sent any more; what this device keeps stays.

@@ -223,8 +223,8 @@ async function send(mine, text, key) {
       complain("An earlier version of this answer had arrived already. Your newer text is kept here: submit it as another answer, if you like.");
       if (mine === draft) void loadAnswers();
     } else if (error instanceof api.Refused) {
-      const rules = error.errors.map(({ rule }) => rule).join("; ");
-      complain(`Not accepted: ${rules || error.message}. Your text is kept.`);
+      const rules = error.errors.map((each) => each?.rule).filter(Boolean).join("; ");
+      complain(`Not accepted: ${(rules || error.message).replace(/\.$/, "")}. Your text is kept.`);
     } else throw error;
   }
 }
