@@ -169,6 +169,22 @@ async def test_a_sign_out_saves_what_is_unsaved_of_every_question(shared: Browse
     assert await draft(shared, LEAVES_DRAFT) == "Of leaves, on the train"
 
 
+async def test_a_sign_out_saves_what_another_tab_wrote_a_moment_ago(shared: BrowserContext) -> None:
+    """The tab that signs out shows it as well, and leaves the saving to the one in which it was written."""
+    writing, other = await Student.at(shared), await Student.at(shared)
+    await writing.sign_in(FELIX)
+    await expect(other.page.locator("#who")).to_contain_text("Signed in as", timeout=PATIENCE_MS)
+    await writing.page.route(DRAFTS, lambda route: route.abort())
+    await writing.write("A moment ago")
+    await expect(other.editor).to_have_value("A moment ago", timeout=PATIENCE_MS)
+
+    await sign_out(other)
+    await until_signed_out(other)
+
+    await other.sign_in(FELIX)
+    assert await draft(shared, LEAVES_DRAFT) == "A moment ago"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_who_has_written_too_much_is_asked_and_may_leave(
     make_profile: Callable[..., Awaitable[BrowserContext]], scheme: str

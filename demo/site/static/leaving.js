@@ -34,8 +34,8 @@ export async function bringAll(questions, open, who) {
     const isOpen = open?.question === question;
     const here = kept(nameOf(who.mark, question));
     const text = here?.text ?? (isOpen ? open.text : "");
-    if (isOpen && opened) return null;
-    if (!text.trim() || (here && (await bring(question, who)))) return null;
+    // What another tab writes stands here as well, and is kept here until that one has saved it.
+    if (!text.trim() || (here ? await bring(question, who) : opened)) return null;
     return { question, length: countCharacters(text) };
   });
   return (await Promise.all(brought)).filter(Boolean);
