@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import httpx
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.processes
 
 FELIX = 106
+CLICKS = "/#/thinking-with-data/ten-thousand-clicks"
 MEDIAN = "/#/thinking-with-data/mean-or-median"
 DRAFTS = "**/assessment/drafts/**"
 LEAVES_DRAFT = "/assessment/drafts/photosynthesis/why-leaves-are-green"
@@ -242,6 +244,33 @@ async def test_a_sign_in_or_out_whose_reply_is_lost_leaves_no_half(
         await expect(student.page.locator("#who")).to_contain_text("Signed in as", timeout=PATIENCE_MS)
         await expect(student.editor).to_have_value("Where do I go?", timeout=PATIENCE_MS)
     assert await kept(student) == 0
+
+
+async def test_a_sign_in_waits_for_the_answer_that_is_on_its_way(shared: BrowserContext) -> None:
+    """It is stored once, becomes the user's with the others, and does not stand in the editor as a draft."""
+    student = await Student.at(shared, CLICKS)
+    arrives = asyncio.Event()
+
+    async def slow(route: Route) -> None:
+        if route.request.method == "POST":
+            await arrives.wait()
+        await route.continue_()
+
+    await student.page.route("**/assessment/responses", slow)
+    asked: list[str] = []
+    student.page.on("request", lambda request: asked.append(request.url))
+    await student.write("On its way")
+    async with student.page.expect_request("**/assessment/responses"):
+        await student.button.click()
+    await student.page.get_by_label("Sign in, without a password").select_option(str(FELIX))
+    await student.page.get_by_role("button", name="Sign in").click()
+    assert not any(url.endswith("/demo/sign-in") for url in asked)
+    arrives.set()
+
+    await expect(student.page.locator("#who")).to_contain_text("Signed in as", timeout=PATIENCE_MS)
+    await expect(student.cards).to_have_count(1, timeout=PATIENCE_MS)
+    await expect(student.editor).to_have_value("")
+    assert [each["answer_text"] for each in await student.stored()].count("On its way") == 1
 
 
 async def test_a_page_that_is_shown_again_by_back_asks_who_is_here(shared: BrowserContext) -> None:

@@ -135,8 +135,8 @@ async function restoreDraft(carried = null) {
     try {
       await mine.restore(carried);
     } catch (error) {
+      if (mine === draft && mine.text) showDraftStatus(error instanceof api.Away ? "kept" : "refused");
       if (!(error instanceof api.Refused)) throw error;
-      if (mine === draft) showDraftStatus("refused");
     } finally {
       show();
     }
@@ -432,12 +432,16 @@ wireDemo({
   before: async (direction) => {
     if (!who) return false;
     setChanging(true);
-    await sending;
-    const unsaved = await bringAll(questions, draft, who);
-    // Whoever sits here next must not find it; so it leaves this device when the server has it, or when told to.
-    const goes = direction === "in" || unsaved.length === 0 || (await askToLose(unsaved, who));
-    if (goes) api.beginChange();
-    else setChanging(false);
+    let goes = false;
+    try {
+      await sending; // it is an answer of whoever wrote it
+      const unsaved = await bringAll(questions, draft, who);
+      // Whoever sits here next must not find it; so it leaves this device when the server has it, or when told to.
+      goes = direction === "in" || unsaved.length === 0 || (await askToLose(unsaved, who));
+      if (goes) api.beginChange();
+    } finally {
+      if (!goes) setChanging(false);
+    }
     return goes;
   },
   failed: async (direction) => {
