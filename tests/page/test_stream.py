@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.async_api import expect
 
-from tests.page.student import GOOD_ANSWER, LEAVES, Student
+from tests.page.student import GOOD_ANSWER, LEAVES, PATIENCE_MS, Student
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from playwright.async_api import BrowserContext, Route
 
 pytestmark = pytest.mark.processes
@@ -65,6 +67,27 @@ async def test_a_tab_that_is_looked_at_again_is_up_to_date(profile: BrowserConte
     assert any(url.endswith("/assessment/events") for url in opened)
 
 
+async def test_a_tab_that_was_opened_behind_others_asks_who_is_here_when_it_is_looked_at(
+    make_profile: Callable[..., Awaitable[BrowserContext]],
+) -> None:
+    """It slept through a sign-in: the first thing that it hears would be somebody else's."""
+    profile = await make_profile(may_complain=True)
+    page = await profile.new_page()
+    await page.add_init_script(
+        "BroadcastChannel.prototype.addEventListener = () => {};"
+        "Object.defineProperty(document, 'visibilityState', { value: 'hidden', configurable: true });"
+    )
+    await page.goto(LEAVES)
+    student = Student(page)
+    await expect(student.editor).to_be_visible()
+    await expect(page.locator("#none")).to_be_visible()
+    assert (await profile.request.post("/demo/sign-in", data={"user_id": 105})).ok
+
+    await look(student, away=False)
+
+    await expect(page.locator("#who")).to_contain_text("Signed in as", timeout=PATIENCE_MS)
+
+
 async def test_the_stream_brings_no_answer_that_was_not_asked_for(profile: BrowserContext) -> None:
     """It tells of the newest fifty; those beyond the page that is shown are neither fetched one by one nor shown."""
     student = await Student.at(profile)
@@ -88,7 +111,7 @@ async def test_the_stream_brings_no_answer_that_was_not_asked_for(profile: Brows
     newest = await submit_elsewhere(profile)
 
     await expect(student.cards).to_have_count(21)
-    assert [each for each in fetched if each.isdecimal()] == [str(newest)]
+    assert {each for each in fetched if each.isdecimal()} == {str(newest)}
 
 
 async def test_what_the_stream_tells_before_the_list_is_here_is_not_asked_for(

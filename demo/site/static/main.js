@@ -311,22 +311,26 @@ async function hear(answer) {
 }
 
 // Browsers open six connections to a host, and a stream keeps one: so a tab listens only while it is looked at.
-let heardBefore = false;
+let missed = false; // whether something may have come to pass while nobody listened
 
 function listen() {
   hush();
-  if (document.visibilityState === "hidden") return;
+  if (document.visibilityState === "hidden") {
+    missed = true;
+    return;
+  }
   closeFeed = openFeed("/assessment/events", {
     onResponse: (answer) => void hear(answer),
     onOpen: () => {
       clearTimeout(quiet);
       quiet = undefined;
       settle("quiet");
-      // What came to pass while nobody listened; and the list, unlike the stream, says whose answers it wants.
-      if (heardBefore && question) page = loadAnswers();
-      heardBefore = true;
+      // The list, unlike the stream, also says whose answers it wants.
+      if (missed && question) page = loadAnswers();
+      missed = false;
     },
     onBroken: () => {
+      missed = true;
       quiet ??= setTimeout(
         () => notice("quiet", "The connection is interrupted. What you write is kept, and scores appear when it is back."),
         QUIET_MS,
@@ -343,8 +347,7 @@ function hush() {
 }
 
 document.addEventListener("visibilitychange", () => {
-  if (document.visibilityState === "hidden") hush();
-  else if (who) listen();
+  if (who) listen();
 });
 
 setInterval(() => {
