@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import Depends, HTTPException, Request
+from fastapi import Depends, Header, HTTPException, Request
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from demo.site.visitors import Visitor, Visitors
@@ -16,13 +16,35 @@ def the_visitors(request: Request) -> Visitors:
     return visitors
 
 
-def known_visitor(request: Request) -> Visitor:
+def present_visitor(request: Request, page_of: Annotated[str | None, Header()] = None) -> Visitor | None:
+    """The person at the browser, unless the page that asks was loaded for another one.
+
+    Cookies are of the browser, not of the tab: whoever signs in or out in one tab does so for all others, and a tab
+    that sleeps does not hear of it.
+
+    Args:
+        request: What was sent.
+        page_of: The mark of the person for whom the page was loaded; None for what is no page of ours.
+
+    Returns:
+        None for a browser that has no cookie of ours.
+
+    Raises:
+        HTTPException: 412, where another person is at this browser now.
+    """
+    visitors = the_visitors(request)
+    visitor = visitors.recognise(request)
+    if visitor is not None and page_of is not None and visitors.mark(visitor) != page_of:
+        raise HTTPException(412, "Somebody else is at this browser now. Load the page again.")
+    return visitor
+
+
+def known_visitor(visitor: Annotated[Visitor | None, Depends(present_visitor)]) -> Visitor:
     """The person at the browser.
 
     Raises:
         HTTPException: 401, for a browser that has no cookie of ours.
     """
-    visitor = the_visitors(request).recognise(request)
     if visitor is None:
         raise HTTPException(401, "Load the page first: it gives you a cookie.")
     return visitor

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Body, Depends, HTTPException, Request, Response
 from fastapi.responses import FileResponse
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from demo.site.host import KnownVisitor, get_engine, get_producer, get_settings, the_visitors
+from demo.site.host import KnownVisitor, get_engine, get_producer, get_settings, present_visitor, the_visitors
 from demo.site.visitors import NAMES, Visitors
 from producers import Producer, ProducerSettings
 from storage import StorageError
@@ -75,7 +75,7 @@ async def sign_in(
     visitors.welcome(request, response, user_id=user_id)
 
 
-@router.post("/demo/sign-out", status_code=204)
+@router.post("/demo/sign-out", status_code=204, dependencies=[Depends(present_visitor)])
 async def sign_out(request: Request, response: Response, visitors: TheVisitors) -> None:
     """Become a guest whom nobody knows yet."""
     visitors.welcome(request, response)

@@ -104,6 +104,7 @@ async def test_a_text_outlives_a_reload_while_nothing_can_be_saved(unreliable: B
     await expect(student.announcer).to_contain_text("kept on this device")
     await student.page.reload()
     await expect(student.editor).to_have_value("Written in a tunnel")
+    await expect(student.draft_status).to_contain_text("kept on this device")
 
     await unreliable.unroute(DRAFTS)
     await student.until_saved()

@@ -13,7 +13,7 @@ from tests.producers.waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from playwright.async_api import BrowserContext
+    from playwright.async_api import BrowserContext, Route
 
     from tests.page.site import Site
 
@@ -123,6 +123,43 @@ async def test_what_students_write_is_shown_as_text(profile: BrowserContext) -> 
     await expect(student.cards.first.locator("blockquote")).to_have_text(MARKUP)
     assert await student.page.locator("#injected").count() == 0
     assert "hacked" not in await student.page.title()
+
+
+async def test_what_teachers_and_names_say_is_shown_as_text(profile: BrowserContext) -> None:
+    """Markup in a question, its goal, its module, or somebody's name is neither run nor rendered."""
+
+    async def marked_up(route: Route) -> None:
+        reply = await route.fetch()
+        found = await reply.json()
+        if isinstance(found, list):
+            names = ("question_text", "learning_outcome_name", "module_slug", "question_id")
+            found = [{**each, **dict.fromkeys(names, MARKUP)} for each in found[:1]]
+        else:
+            found |= {"user": {"id": 1, "name": MARKUP}, "students": [{"id": 1, "name": MARKUP}]}
+        await route.fulfill(response=reply, json=found)
+
+    await profile.route("**/api/*", marked_up)
+    page = await profile.new_page()
+    await page.goto("/")
+
+    await expect(page.get_by_role("heading", level=1)).to_have_text(MARKUP)
+    await expect(page.locator("#outcome")).to_contain_text(MARKUP)
+    await expect(page.locator("#who")).to_contain_text(MARKUP)
+    await expect(page.locator("#student option")).to_contain_text(MARKUP)
+    assert await page.locator("#injected").count() == 0
+    assert await page.title() != "hacked"
+
+
+async def test_a_long_answer_keeps_the_button_in_sight(profile: BrowserContext) -> None:
+    """The editor grows with what is written, and never beyond the window."""
+    student = await Student.at(profile)
+    await student.write("A line\n" * 10)
+    before = await student.editor.evaluate("(editor) => editor.clientHeight")
+
+    await student.write("A line\n" * 500)
+
+    height = await student.editor.evaluate("(editor) => editor.clientHeight")
+    assert before < height < await student.page.evaluate("innerHeight")
 
 
 @pytest.mark.parametrize("text", ["", "   \n\t "])

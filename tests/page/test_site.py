@@ -77,6 +77,33 @@ async def test_tokens_change_at_sign_in_and_sign_out(client: httpx.AsyncClient) 
     assert USER_COOKIE not in client.cookies
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/assessment/responses"),
+        ("PUT", "/assessment/drafts/photosynthesis/why-leaves-are-green"),
+        ("POST", "/assessment/responses"),
+        ("POST", "/demo/sign-in"),
+        ("POST", "/demo/sign-out"),
+    ],
+)
+async def test_a_page_that_was_loaded_for_somebody_else_is_refused(
+    client: httpx.AsyncClient, method: str, path: str
+) -> None:
+    """Whatever it asks, and whether it reads or writes; for its own person it is not."""
+    before = (await client.get("/api/me")).json()["mark"]
+    (
+        await client.post("/demo/sign-in", json={"user_id": 105}, headers={"page-of": before})
+    ).raise_for_status()
+
+    refused = await client.request(method, path, json={"user_id": 106}, headers={"page-of": before})
+
+    assert refused.status_code == 412
+    me = (await client.get("/api/me")).json()
+    assert me["user"]["id"] == 105
+    assert (await client.get("/assessment/responses", headers={"page-of": me["mark"]})).status_code == 200
+
+
 @pytest.mark.parametrize("forged", ["105", "105.", "105.00", "105." + "0" * 64, "x.y", "²." + "0" * 64])
 async def test_a_forged_sign_in_is_none(client: httpx.AsyncClient, forged: str) -> None:
     """Only what this site sealed counts."""

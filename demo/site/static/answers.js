@@ -136,6 +136,11 @@ export class AnswerList {
     return this.cards.has(id);
   }
 
+  // Whether this answer's place is above the last one that is shown.
+  isNewer(id) {
+    return id > Math.min(...this.cards.keys());
+  }
+
   get answers() {
     return [...this.cards.values()].map((card) => card.answer);
   }
@@ -145,6 +150,8 @@ export class AnswerList {
     const card = this.cards.get(answer.id);
     if (card) {
       const before = card.answer;
+      // Told late, by a reply that was overtaken.
+      if ((answer.score?.id ?? 0) < (before.score?.id ?? 0)) return before;
       card.show({ ...before, ...answer });
       if (answer.score && !before.score) card.details.open = true;
       return before;

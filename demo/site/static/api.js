@@ -1,4 +1,6 @@
 // Talk to the server. Two things can go wrong: nobody answered (try again), or the server refused (say why).
+// A third is no error of the call: somebody else has signed in at this browser, in another tab. Cookies are of the
+// whole browser, so each call says for whom this page was loaded, and the server takes nothing for anybody else.
 
 const PATIENCE_MS = 15_000;
 // Browsers refuse a larger body in a request that outlives its page.
@@ -7,15 +9,30 @@ const KEEPALIVE_BYTES = 60_000;
 export class Away extends Error {}
 
 export class Refused extends Error {
+  // A proxy's refusals look like anything.
   constructor(status, problem) {
-    super(problem.detail ?? problem.title ?? `The server refused this (${status}).`);
+    const words = [problem?.detail, problem?.title].find((text) => typeof text === "string");
+    super(words ?? `The server refused this (${status}).`);
     this.status = status;
-    this.kind = String(problem.type ?? "").split(":").at(-1);
-    this.errors = problem.errors ?? [];
+    this.kind = String(problem?.type ?? "").split(":").at(-1);
+    this.errors = Array.isArray(problem?.errors) ? problem.errors : [];
   }
 }
 
-async function call(method, path, { body, headers = {}, signal, outlivesPage = false } = {}) {
+let person; // the mark of whom this page is for; undefined until it is known
+let changing = false; // while this very tab signs somebody in or out
+let giveWay = () => {};
+
+export function actFor(mark) {
+  person = mark;
+  changing = false;
+}
+
+export const beginChange = () => void (changing = true);
+export const onSomebodyElse = (listener) => void (giveWay = listener);
+
+async function call(method, path, { body, headers = {}, signal, outlivesPage = false, mayBeEmpty = false, ofAnybody = false, changes = false } = {}) {
+  const sender = ofAnybody ? undefined : person;
   const sent = body === undefined ? undefined : JSON.stringify(body);
   const signals = [AbortSignal.timeout(PATIENCE_MS), ...(signal ? [signal] : [])];
   let reply;
@@ -23,28 +40,33 @@ async function call(method, path, { body, headers = {}, signal, outlivesPage = f
     reply = await fetch(path, {
       method,
       body: sent,
-      headers: { Accept: "application/json", ...(sent && { "Content-Type": "application/json" }), ...headers },
+      headers: { Accept: "application/json", ...(sent && { "Content-Type": "application/json" }), ...(sender && { "Page-Of": sender }), ...headers },
       cache: "no-store",
       keepalive: outlivesPage && new Blob([sent ?? ""]).size < KEEPALIVE_BYTES,
       signal: AbortSignal.any(signals),
     });
-    if (reply.ok) return reply.status === 204 ? null : await reply.json();
+    // Networks that ask for a password first answer everything, with nothing or with a page of theirs.
+    if (reply.ok) return reply.status === 204 && mayBeEmpty ? null : await reply.json();
   } catch (error) {
     throw new Away("The server can't be reached.", { cause: error });
   }
   if (reply.status >= 500 || reply.status === 408 || reply.status === 429) throw new Away("The server is away.");
-  throw new Refused(reply.status, await reply.json().catch(() => ({})));
+  if (sender && (reply.status === 412 || reply.status === 401)) {
+    if (sender === person && (changes || !changing)) giveWay();
+    return new Promise(() => {}); // whoever asked is not here any more
+  }
+  throw new Refused(reply.status, await reply.json().catch(() => null));
 }
 
 const draftPath = ({ module_slug, question_id }) =>
   `/assessment/drafts/${encodeURIComponent(module_slug)}/${encodeURIComponent(question_id)}`;
 
-export const me = () => call("GET", "/api/me");
+export const me = () => call("GET", "/api/me", { ofAnybody: true });
 export const questions = () => call("GET", "/api/questions");
-export const signIn = (userId) => call("POST", "/demo/sign-in", { body: { user_id: userId } });
-export const signOut = () => call("POST", "/demo/sign-out");
+export const signIn = (userId) => call("POST", "/demo/sign-in", { body: { user_id: userId }, mayBeEmpty: true, changes: true });
+export const signOut = () => call("POST", "/demo/sign-out", { mayBeEmpty: true, changes: true });
 export const processes = () => call("GET", "/demo/processes");
-export const act = (name, action) => call("POST", `/demo/processes/${encodeURIComponent(name)}/${action}`);
+export const act = (name, action) => call("POST", `/demo/processes/${encodeURIComponent(name)}/${action}`, { mayBeEmpty: true });
 
 export const answer = (id) => call("GET", `/assessment/responses/${id}`);
 
@@ -62,7 +84,7 @@ export const submit = (question, text, key) =>
 
 export async function draft(question) {
   try {
-    return await call("GET", draftPath(question));
+    return await call("GET", draftPath(question), { mayBeEmpty: true });
   } catch (error) {
     if (error instanceof Refused && error.status === 404) return null;
     throw error;
@@ -70,6 +92,6 @@ export async function draft(question) {
 }
 
 export const saveDraft = (question, text, key, options) =>
-  call("PUT", draftPath(question), { body: { answer_text: text, submission_key: key }, ...options });
+  call("PUT", draftPath(question), { body: { answer_text: text, submission_key: key }, mayBeEmpty: true, ...options });
 
-export const deleteDraft = (question, options) => call("DELETE", draftPath(question), options);
+export const deleteDraft = (question, options) => call("DELETE", draftPath(question), { mayBeEmpty: true, ...options });

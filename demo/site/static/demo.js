@@ -6,8 +6,9 @@ const find = (id) => document.getElementById(id);
 const LOOK_MS = 3_000;
 const LABELS = { worker: "Worker", redis: "Redis" };
 
-// `before` runs while the old identity still holds, `after` when the new one does.
-export function wireDemo({ before, after, announce }) {
+// `before` runs while the old identity still holds, and may answer that nothing is to happen; `after` when the new one
+// does; `failed` when it turns out that it can't be told which one holds.
+export function wireDemo({ before, after, failed, announce }) {
   const problem = find("demo-problem");
 
   async function attempt(work) {
@@ -19,22 +20,29 @@ export function wireDemo({ before, after, announce }) {
     }
   }
 
+  let changing = false;
+
+  async function change(direction, ask) {
+    if (changing) return;
+    changing = true;
+    await attempt(async () => {
+      if (!(await before(direction))) return;
+      try {
+        await ask();
+      } catch (error) {
+        await failed(direction);
+        throw error;
+      }
+      await after(direction);
+    });
+    changing = false;
+  }
+
   find("sign-in").addEventListener("submit", (event) => {
     event.preventDefault();
-    void attempt(async () => {
-      await before("in");
-      await signIn(Number(find("student").value));
-      await after("in");
-    });
+    void change("in", () => signIn(Number(find("student").value)));
   });
-
-  find("sign-out").addEventListener("click", () =>
-    attempt(async () => {
-      await before("out");
-      await signOut();
-      await after("out");
-    }),
-  );
+  find("sign-out").addEventListener("click", () => void change("out", signOut));
 
   let shown = "";
 

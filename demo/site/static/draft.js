@@ -2,28 +2,12 @@
 // first letter on until the server has it, and on the server a second after the last letter.
 
 import { Away, Refused, deleteDraft, draft as readDraft, saveDraft } from "./api.js";
+import { forgetKept, kept, nameOf, keep } from "./kept.js";
 import { countCharacters, newKey, wellFormed } from "./text.js";
 
 const PAUSE_MS = 1_000; // after the last letter
 const LONGEST_MS = 5_000; // for those who never pause
 const RETRY_MS = [2_000, 4_000, 8_000, 15_000];
-
-const PREFIX = "draft:";
-
-// Where nothing may be kept, or nothing fits, the server has it a second later.
-function onThisDevice(work) {
-  try {
-    return work(localStorage);
-  } catch {
-    return null;
-  }
-}
-
-export function forgetAllOnThisDevice() {
-  onThisDevice((kept) => {
-    for (const name of Object.keys(kept)) if (name.startsWith(PREFIX)) kept.removeItem(name);
-  });
-}
 
 export class Draft {
   // `onStatus` hears "", "saving", "saved", "kept" (on this device only) or "refused", and why.
@@ -34,7 +18,7 @@ export class Draft {
     this.maxChars = maxChars;
     this.text = "";
     this.key = null; // made at the first letter, and kept until the answer has arrived
-    this.name = `${PREFIX}${mark}:${question.module_slug}/${question.question_id}`;
+    this.name = nameOf(mark, question);
     this.onStatus = onStatus;
     this.onSpent = onSpent;
     this.saved = ""; // what the server has
@@ -46,7 +30,7 @@ export class Draft {
   // Find what was written before, here or elsewhere. What this device kept is newer than what it had saved.
   // Two texts that were begun apart are both kept, one below the other.
   async restore(carried = null) {
-    const here = carried ?? this.#read();
+    const here = kept(this.name) ?? carried;
     if (here) {
       this.text = here.text;
       this.key = here.key;
@@ -66,7 +50,10 @@ export class Draft {
     if (this.text !== this.saved) {
       this.#keep();
       this.#later(0);
-    } else if (this.text) this.onStatus("saved");
+    } else {
+      this.#forget();
+      if (this.text) this.onStatus("saved");
+    }
   }
 
   write(text) {
@@ -167,25 +154,21 @@ export class Draft {
     this.key = newKey();
     this.saved = "";
     this.#keep();
-    this.#later(0);
+    this.#later(PAUSE_MS);
   }
 
+  // Nothing is sent any more; what this device keeps stays.
   close() {
     clearTimeout(this.timer);
+    this.abort?.abort();
     this.closed = true;
   }
 
-  #read() {
-    const kept = onThisDevice((device) => JSON.parse(device.getItem(this.name)));
-    return typeof kept?.text === "string" && typeof kept?.key === "string" ? kept : null;
-  }
-
   #keep() {
-    const kept = JSON.stringify({ text: this.text, key: this.key });
-    onThisDevice((device) => device.setItem(this.name, kept));
+    keep(this.name, { text: this.text, key: this.key });
   }
 
   #forget() {
-    onThisDevice((device) => device.removeItem(this.name));
+    forgetKept(this.name);
   }
 }

@@ -3,8 +3,10 @@
 import * as api from "./api.js";
 import { AnswerList, isUnderWay, points } from "./answers.js";
 import { showStudents, wireDemo } from "./demo.js";
-import { Draft, forgetAllOnThisDevice } from "./draft.js";
+import { Draft } from "./draft.js";
 import { openFeed } from "./feed.js";
+import { forgetAllOf, handOver, keep } from "./kept.js";
+import { askToLose, bringAll } from "./leaving.js";
 import { Menu, addressOf, idOf, readable } from "./menu.js";
 import { countCharacters, formatNumber, wellFormed } from "./text.js";
 
@@ -24,10 +26,12 @@ let who;
 let questions = [];
 let question;
 let draft;
-let cursor = null;
+let cursor; // where the earlier answers go on: undefined before the first page is here, null where there are no more
+let page; // the newest answers to this question, on their way or here
 let closeFeed = () => {};
 let quiet;
-let sending = false;
+let sending = null; // the answer that is on its way
+let changing = false; // somebody signs in or out
 let visit = 0; // counts questions shown: whatever was asked for an earlier one comes too late
 
 function announce(text) {
@@ -42,19 +46,27 @@ async function untilReached(work) {
   for (let tries = 0; ; tries += 1) {
     try {
       const result = await work();
-      if (tries) find("notice").hidden = true;
+      if (tries) settle("away");
       return result;
     } catch (error) {
       if (!(error instanceof api.Away)) throw error;
-      notice("The server can't be reached now. Trying again …");
+      notice("away", "The server can't be reached now. Trying again …");
       await pause(RETRY_MS[Math.min(tries, RETRY_MS.length - 1)]);
     }
   }
 }
 
-function notice(text) {
+// There is one place for what is wrong with the page, and each trouble takes back only what it said itself.
+let trouble;
+
+function notice(kind, text) {
+  trouble = kind;
   find("notice").textContent = text;
   find("notice").hidden = false;
+}
+
+function settle(kind) {
+  if (trouble === kind) find("notice").hidden = true;
 }
 
 // What is being written
@@ -122,6 +134,9 @@ async function restoreDraft(carried = null) {
   await untilReached(async () => {
     try {
       await mine.restore(carried);
+    } catch (error) {
+      if (mine === draft && mine.text) showDraftStatus(error instanceof api.Away ? "kept" : "refused");
+      if (!(error instanceof api.Refused)) throw error;
     } finally {
       show();
     }
@@ -143,7 +158,7 @@ window.addEventListener("online", () => void draft?.save());
 
 // Two tabs on one question write one draft, so that they submit one answer.
 tabs.addEventListener("message", ({ data }) => {
-  if (data.kind === "someone-else") location.reload();
+  if (data.kind === "someone-else" && who && data.now !== who.mark) giveWay(data.was === who.mark ? data.heir : null);
   if (data.name !== draft?.name || sending) return;
   if (data.kind === "written") {
     draft.mirror(data.text, data.key);
@@ -162,17 +177,20 @@ function complain(text) {
   find("problem").textContent = text;
 }
 
+function holdEditor() {
+  editor.readOnly = Boolean(sending) || changing;
+}
+
 function setSending(value) {
-  sending = value;
-  editor.readOnly = value;
+  holdEditor();
   const button = find("submit");
   button.textContent = value ? "Submitting …" : "Submit answer";
   if (value) button.setAttribute("aria-disabled", "true");
   else button.removeAttribute("aria-disabled");
 }
 
-async function submit() {
-  if (sending || !draft) return;
+function submit() {
+  if (sending || changing || !draft) return;
   complain("");
   if (!editor.value.trim()) {
     complain("Write an answer first.");
@@ -185,10 +203,14 @@ async function submit() {
     return;
   }
   draft.write(editor.value);
-  const mine = draft;
-  const text = wellFormed(mine.text);
-  const key = mine.key;
+  sending = send(draft, wellFormed(draft.text), draft.key).finally(() => {
+    sending = null;
+    setSending(false);
+  });
   setSending(true);
+}
+
+async function send(mine, text, key) {
   try {
     const stored = await api.submit(mine.question, text, key);
     arrived(mine, stored);
@@ -201,11 +223,9 @@ async function submit() {
       complain("An earlier version of this answer had arrived already. Your newer text is kept here: submit it as another answer, if you like.");
       if (mine === draft) void loadAnswers();
     } else if (error instanceof api.Refused) {
-      const rules = error.errors.map(({ rule }) => rule).join("; ");
-      complain(`Not accepted: ${rules || error.message}. Your text is kept.`);
+      const rules = error.errors.map((each) => each?.rule).filter(Boolean).join("; ");
+      complain(`Not accepted: ${(rules || error.message).replace(/\.$/, "")}. Your text is kept.`);
     } else throw error;
-  } finally {
-    setSending(false);
   }
 }
 
@@ -232,10 +252,10 @@ async function settleSpent(mine) {
 
 find("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  void submit();
+  submit();
 });
 editor.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) void submit();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) submit();
 });
 
 // The answers
@@ -255,13 +275,21 @@ function show(answer, options) {
 async function loadAnswers({ more = false } = {}) {
   const asked = performance.now();
   const shown = visit;
-  const page = await untilReached(() => api.answers(question, more ? cursor : null));
+  let found;
+  try {
+    found = await untilReached(() => api.answers(question, more ? cursor : null));
+  } catch (error) {
+    if (error instanceof api.Refused && shown === visit) {
+      notice("refused", `Your answers can't be shown: ${error.message} Load the page again.`);
+    }
+    return;
+  }
   if (shown !== visit) return;
-  for (const answer of page.items) {
+  for (const answer of found.items) {
     // What the stream said meanwhile is newer.
     if ((heard.get(answer.id) ?? 0) < asked || !list.has(answer.id)) show(answer);
   }
-  if (more || cursor === null) cursor = page.next_cursor;
+  if (more || cursor === undefined) cursor = found.next_cursor;
   find("more").hidden = !cursor;
   find("none").hidden = list.cards.size > 0;
 }
@@ -272,35 +300,59 @@ async function hear(answer) {
   heard.set(answer.id, performance.now());
   menu.mark(answer);
   if (!question || idOf(answer) !== idOf(question)) return;
+  const shown = visit;
+  await page; // what it brings need not be asked for
+  if (shown !== visit) return;
   if (list.has(answer.id)) show(answer);
-  else {
-    const shown = visit;
+  else if (!cursor || list.isNewer(answer.id)) {
     const whole = await api.answer(answer.id).catch(() => null);
     if (whole && shown === visit) show(whole);
-  }
+  } // else it stands on a page that was not asked for yet
 }
 
+// Browsers open six connections to a host, and a stream keeps one: so a tab listens only while it is looked at.
+let missed = false; // whether something may have come to pass while nobody listened
+
 function listen() {
-  closeFeed();
+  hush();
+  if (document.visibilityState === "hidden") {
+    missed = true;
+    return;
+  }
   closeFeed = openFeed("/assessment/events", {
     onResponse: (answer) => void hear(answer),
     onOpen: () => {
       clearTimeout(quiet);
       quiet = undefined;
-      find("notice").hidden = true;
+      settle("quiet");
+      // The list, unlike the stream, also says whose answers it wants.
+      if (missed && question) page = loadAnswers();
+      missed = false;
     },
     onBroken: () => {
+      missed = true;
       quiet ??= setTimeout(
-        () => notice("The connection is interrupted. What you write is kept, and scores appear when it is back."),
+        () => notice("quiet", "The connection is interrupted. What you write is kept, and scores appear when it is back."),
         QUIET_MS,
       );
     },
   });
 }
 
+function hush() {
+  closeFeed();
+  closeFeed = () => {};
+  clearTimeout(quiet);
+  quiet = undefined;
+}
+
+document.addEventListener("visibilitychange", () => {
+  if (who) listen();
+});
+
 setInterval(() => {
   if (document.visibilityState === "visible" && question && list.answers.some(isUnderWay)) {
-    void api.answers(question).then((page) => page.items.forEach((answer) => list.has(answer.id) && show(answer)), () => {});
+    void api.answers(question).then(({ items }) => items.forEach((answer) => list.has(answer.id) && show(answer)), () => {});
   }
 }, LOOK_MS);
 
@@ -313,7 +365,7 @@ async function open(next, { carried = null, focus = false } = {}) {
     draft = undefined;
   }
   question = next;
-  cursor = null;
+  cursor = undefined;
   list.clear();
   editor.value = "";
   complain("");
@@ -328,7 +380,8 @@ async function open(next, { carried = null, focus = false } = {}) {
   find("lesson").hidden = false;
   showRemaining();
   if (focus) find("question-text").focus();
-  await Promise.all([restoreDraft(carried), loadAnswers()]);
+  page = loadAnswers();
+  await Promise.all([restoreDraft(carried), page]);
 }
 
 function chosen() {
@@ -356,31 +409,77 @@ async function untilMoved(expected) {
   if (expected && shown === visit) announce("The answers you gave as a guest are yours now.");
 }
 
+// Another person is at this browser now, or the same one under another name. Nothing that is written here may be sent
+// in that name; a guest who signed in takes along what he wrote.
+function giveWay(heir = null) {
+  draft?.close();
+  draft = undefined;
+  hush();
+  editor.value = "";
+  find("lesson").hidden = true;
+  if (heir) handOver(who.mark, heir);
+  location.reload();
+}
+api.onSomebodyElse(giveWay);
+
+// Shown again by "Back", as it was left: who is here now is asked anew.
+window.addEventListener("pageshow", (event) => event.persisted && giveWay());
+
+function setChanging(value) {
+  changing = value;
+  holdEditor();
+}
+
 wireDemo({
   announce,
   before: async (direction) => {
-    const saved = await draft?.save();
-    // Whoever sits here next must not find it; so it leaves this device only when the server has it.
-    if (direction === "out" && saved === false) throw new api.Away("The draft is not saved.");
+    if (!who) return false;
+    setChanging(true);
+    let goes = false;
+    try {
+      await sending; // it is an answer of whoever wrote it
+      const unsaved = await bringAll(questions, draft, who);
+      // Whoever sits here next must not find it; so it leaves this device when the server has it, or when told to.
+      goes = direction === "in" || unsaved.length === 0 || (await askToLose(unsaved, who));
+      if (goes) api.beginChange();
+    } finally {
+      if (!goes) setChanging(false);
+    }
+    return goes;
   },
-  after: async (direction) => {
-    tabs.postMessage({ kind: "someone-else" });
-    if (direction === "out") {
-      forgetAllOnThisDevice();
-      draft?.close();
-      location.reload();
+  failed: async (direction) => {
+    // Its reply may have been lost, and not the change.
+    const now = await api.me().catch(() => who);
+    if (now.mark === who.mark) {
+      api.actFor(who.mark);
+      setChanging(false);
       return;
     }
+    if (direction === "out") forgetAllOf(who.mark);
+    giveWay(direction === "in" ? now.mark : null);
+  },
+  after: async (direction) => {
+    const { mark } = who;
     const carried = draft?.text.trim() ? { text: draft.text, key: draft.key } : null;
     const answered = list.cards.size > 0;
-    draft?.submitted(); // nothing of it stays under the old name
     draft?.close();
+    if (direction === "out") {
+      forgetAllOf(mark);
+      tabs.postMessage({ kind: "someone-else", was: mark });
+      giveWay();
+      return;
+    }
+    if (carried) keep(draft.name, carried);
     draft = undefined;
     who = await untilReached(api.me);
+    api.actFor(who.mark);
+    handOver(mark, who.mark);
+    tabs.postMessage({ kind: "someone-else", was: mark, now: who.mark, heir: who.mark });
     showStudents(who);
     heard.clear();
     menu.forgetMarks();
     announce(`Signed in as ${who.user.name}.`);
+    setChanging(false);
     listen();
     await open(question, { carried });
     await untilMoved(answered);
@@ -389,13 +488,20 @@ wireDemo({
 });
 
 async function begin() {
-  who = await untilReached(api.me);
-  showStudents(who);
-  questions = await untilReached(api.questions);
+  try {
+    who = await untilReached(api.me);
+    api.actFor(who.mark);
+    showStudents(who);
+    questions = await untilReached(api.questions);
+  } catch (error) {
+    if (!(error instanceof api.Refused)) throw error;
+    notice("refused", `The page can't be shown: ${error.message}`);
+    return;
+  }
   menu.show(questions);
   listen();
   if (questions.length) await open(chosen() ?? questions[0]);
-  else notice("No questions are published yet.");
+  else notice("none", "No questions are published yet.");
 }
 
 void begin();
