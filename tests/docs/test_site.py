@@ -76,6 +76,17 @@ def test_reading_the_site_asks_no_other_host(site: Path) -> None:
     assert not asked
 
 
+def test_every_table_is_shown_as_one(site: Path) -> None:
+    """A table whose lines were joined is an ordinary paragraph to Sphinx, and no warning tells."""
+    joined = [
+        str(page.relative_to(site))
+        for page in site.rglob("*.html")
+        if re.search(r"\| ---+ \|", page.read_text())
+    ]
+
+    assert not joined
+
+
 def test_settings_and_commands_are_current() -> None:
     """``python -m tests.docs.pages`` writes both pages anew; nothing in them is kept by hand."""
     assert OPERATIONS.read_text() == written(OPERATIONS)
