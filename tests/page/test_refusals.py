@@ -131,7 +131,7 @@ async def test_a_sign_in_and_a_sign_out_outlive_every_refusal(refused: BrowserCo
         if name == "Sign in":
             await student.sign_in(107)
             await expect(student.editor).to_have_value("Half an answer")
-    await button.click()
+    await student.page.get_by_role("button", name="Sign out", exact=True).click()
     await expect(student.page.locator("#who")).to_have_text("Not signed in", timeout=PATIENCE_MS)
 
 
