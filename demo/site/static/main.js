@@ -4,17 +4,16 @@ import * as api from "./api.js";
 import { AnswerList, isUnderWay, points } from "./answers.js";
 import { showStudents, wireDemo } from "./demo.js";
 import { Draft } from "./draft.js";
-import { openFeed } from "./feed.js";
 import { forgetAllOf, handOver, keep } from "./kept.js";
 import { askToLose, bringAll } from "./leaving.js";
+import { Listening } from "./listening.js";
 import { Menu, addressOf, idOf, readable } from "./menu.js";
-import { countCharacters, formatNumber, wellFormed } from "./text.js";
+import { announce, notice, pause, untilReached } from "./notices.js";
+import { showDraftStatus, showRemaining } from "./status.js";
+import { wellFormed } from "./text.js";
 
-const RETRY_MS = [1_000, 2_000, 4_000, 8_000];
-const QUIET_MS = 3_000; // a stream that is back this soon is not worth a word
 const LOOK_MS = 10_000; // where a proxy holds the stream back, answers are looked at this often
 const CLAIM_LOOK_MS = [300, 700, 1_500, 3_000, 5_000];
-const NEAR = 200; // characters left that are worth saying
 
 const find = (id) => document.getElementById(id);
 const editor = find("answer");
@@ -28,89 +27,15 @@ let question;
 let draft;
 let cursor; // where the earlier answers go on: undefined before the first page is here, null where there are no more
 let page; // the newest answers to this question, on their way or here
-let closeFeed = () => {};
-let quiet;
 let sending = null; // the answer that is on its way
 let changing = false; // somebody signs in or out
 let visit = 0; // counts questions shown: whatever was asked for an earlier one comes too late
 
-function announce(text) {
-  const announcer = find("announcer");
-  // The same words twice are news as well.
-  announcer.textContent = announcer.textContent === text ? `${text}\u00a0` : text;
-}
-
-const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
-
-async function untilReached(work) {
-  for (let tries = 0; ; tries += 1) {
-    try {
-      const result = await work();
-      if (tries) settle("away");
-      return result;
-    } catch (error) {
-      if (!(error instanceof api.Away)) throw error;
-      notice("away", "The server can't be reached now. Trying again …");
-      await pause(RETRY_MS[Math.min(tries, RETRY_MS.length - 1)]);
-    }
-  }
-}
-
-// There is one place for what is wrong with the page, and each trouble takes back only what it said itself.
-let trouble;
-
-function notice(kind, text) {
-  trouble = kind;
-  find("notice").textContent = text;
-  find("notice").hidden = false;
-}
-
-function settle(kind) {
-  if (trouble === kind) find("notice").hidden = true;
-}
-
 // What is being written
-
-const DRAFT_WORDS = {
-  "": "",
-  saving: "Saving draft …",
-  saved: "Draft saved",
-  kept: "Not saved on the server yet. Your text is kept on this device, and saved when the connection is back.",
-  refused: "This draft can't be saved on the server; it is kept on this device.",
-};
-let announced = "";
-
-function showDraftStatus(state) {
-  const status = find("draft-status");
-  status.textContent = DRAFT_WORDS[state];
-  status.dataset.state = state;
-  // Once is enough, until it changes: nobody wants to hear of every save while writing.
-  if (state !== "saving" && state !== announced) {
-    announced = state;
-    if (state) announce(DRAFT_WORDS[state]);
-  }
-}
-
-let spoken = "";
-
-function showRemaining() {
-  const left = who.max_answer_chars - countCharacters(editor.value);
-  const state = left < 0 ? "over" : left <= NEAR ? "near" : "";
-  const words = left < 0
-    ? `${formatNumber(-left)} ${left === -1 ? "character" : "characters"} too long`
-    : `${formatNumber(left)} ${left === 1 ? "character" : "characters"} left`;
-  find("remaining").textContent = words;
-  find("remaining").dataset.state = state;
-  if (state === "over") editor.setAttribute("aria-invalid", "true");
-  else editor.removeAttribute("aria-invalid");
-  if (state !== spoken && state) announce(words);
-  spoken = state;
-  return left;
-}
 
 function fill(text) {
   if (editor.value !== text) editor.value = text;
-  showRemaining();
+  showRemaining(who.max_answer_chars);
 }
 
 function newDraft(mark) {
@@ -144,7 +69,7 @@ async function restoreDraft(carried = null) {
 }
 
 editor.addEventListener("input", () => {
-  showRemaining();
+  showRemaining(who.max_answer_chars);
   find("problem").textContent = "";
   draft.write(editor.value);
   tabs.postMessage({ kind: "written", name: draft.name, text: draft.text, key: draft.key });
@@ -197,7 +122,7 @@ function submit() {
     editor.focus();
     return;
   }
-  if (showRemaining() < 0) {
+  if (showRemaining(who.max_answer_chars) < 0) {
     complain(`Your answer is ${find("remaining").textContent}.`);
     editor.focus();
     return;
@@ -310,44 +235,14 @@ async function hear(answer) {
   } // else it stands on a page that was not asked for yet
 }
 
-// Browsers open six connections to a host, and a stream keeps one: so a tab listens only while it is looked at.
-let missed = false; // whether something may have come to pass while nobody listened
-
-function listen() {
-  hush();
-  if (document.visibilityState === "hidden") {
-    missed = true;
-    return;
-  }
-  closeFeed = openFeed("/assessment/events", {
-    onResponse: (answer) => void hear(answer),
-    onOpen: () => {
-      clearTimeout(quiet);
-      quiet = undefined;
-      settle("quiet");
-      // The list, unlike the stream, also says whose answers it wants.
-      if (missed && question) page = loadAnswers();
-      missed = false;
-    },
-    onBroken: () => {
-      missed = true;
-      quiet ??= setTimeout(
-        () => notice("quiet", "The connection is interrupted. What you write is kept, and scores appear when it is back."),
-        QUIET_MS,
-      );
-    },
-  });
-}
-
-function hush() {
-  closeFeed();
-  closeFeed = () => {};
-  clearTimeout(quiet);
-  quiet = undefined;
-}
+// The list, unlike the stream, also says whose answers it wants.
+const listening = new Listening(
+  (answer) => void hear(answer),
+  () => question && (page = loadAnswers()),
+);
 
 document.addEventListener("visibilitychange", () => {
-  if (who) listen();
+  if (who) listening.begin();
 });
 
 setInterval(() => {
@@ -378,7 +273,7 @@ async function open(next, { carried = null, focus = false } = {}) {
   document.title = `${readable(next.question_id)} – In your own words`;
   menu.choose(next);
   find("lesson").hidden = false;
-  showRemaining();
+  showRemaining(who.max_answer_chars);
   if (focus) find("question-text").focus();
   page = loadAnswers();
   await Promise.all([restoreDraft(carried), page]);
@@ -414,7 +309,7 @@ async function untilMoved(expected) {
 function giveWay(heir = null) {
   draft?.close();
   draft = undefined;
-  hush();
+  listening.end();
   editor.value = "";
   find("lesson").hidden = true;
   if (heir) handOver(who.mark, heir);
@@ -480,10 +375,10 @@ wireDemo({
     menu.forgetMarks();
     announce(`Signed in as ${who.user.name}.`);
     setChanging(false);
-    listen();
+    listening.begin();
     await open(question, { carried });
     await untilMoved(answered);
-    listen(); // what has moved since is told from the beginning
+    listening.begin(); // what has moved since is told from the beginning
   },
 });
 
@@ -499,7 +394,7 @@ async function begin() {
     return;
   }
   menu.show(questions);
-  listen();
+  listening.begin();
   if (questions.length) await open(chosen() ?? questions[0]);
   else notice("none", "No questions are published yet.");
 }
