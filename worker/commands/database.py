@@ -63,12 +63,17 @@ def migrate(*, as_json: AsJson = False) -> None:
 def grant(
     *,
     web: Annotated[
-        str, typer.Option(help="Role of web apps: store answers and claims, read scores.")
+        str, typer.Option(metavar="ROLE", help="Role of web apps: store answers and claims, read scores.")
     ] = "scoring_web",
     worker: Annotated[
-        str, typer.Option(help="Role of workers: write scores and apply claims, change no answer.")
+        str,
+        typer.Option(
+            metavar="ROLE", help="Role of workers: write scores and apply claims, change no answer."
+        ),
     ] = "scoring_worker",
-    ops: Annotated[str, typer.Option(help="Role of operators: publish, retry, erase.")] = "scoring_ops",
+    ops: Annotated[
+        str, typer.Option(metavar="ROLE", help="Role of operators: publish, retry, erase.")
+    ] = "scoring_ops",
     only_print: Annotated[
         bool, typer.Option("--print", help="Print the statements instead of running them.")
     ] = False,

@@ -11,7 +11,7 @@ import typer
 from producers.settings import DatabaseSettings
 from storage.actions import record_action
 from storage.dead import dismiss_dead, list_dead, newest_dead, retry_dead, retry_next_dead
-from worker.commands.acting import By, actor
+from worker.commands.acting import By, actor, examples
 from worker.commands.database import connection
 from worker.commands.printing import AsJson, console, print_json, table
 from worker.commands.progress import progress
@@ -27,8 +27,15 @@ app = typer.Typer(
     name="dead", help="Look at answers that could not be scored; retry or dismiss them.", no_args_is_help=True
 )
 
+LIST_EXAMPLES = examples("scoring dead list", "scoring dead list --after 9120 --limit 500 --json")
+RETRY_EXAMPLES = examples(
+    "scoring dead retry 4711 4712",
+    'scoring dead retry --all --reason "wrong key"',
+    "scoring dead retry --all",
+)
+DISMISS_EXAMPLES = examples("scoring dead dismiss 4711 4712 --by 'Ada Ops'")
 _MOST_NAMED = 100
-ResponseIds = Annotated[list[int] | None, typer.Argument(metavar="[RESPONSE_ID]...", help="Which responses.")]
+ResponseIds = Annotated[list[int] | None, typer.Argument(metavar="RESPONSE_ID", help="Which responses.")]
 
 
 def _report(action: str, done: list[int], asked: list[int] | None, *, as_json: bool) -> None:
@@ -59,12 +66,14 @@ async def _record(
         await record_action(conn, actor=who, action=action, affected=len(done), details=details | named)
 
 
-@app.command("list")
+@app.command("list", epilog=LIST_EXAMPLES)
 def list_(
     *,
     dismissed: Annotated[bool, typer.Option("--dismissed", help="Also show dismissed ones.")] = False,
-    after: Annotated[int, typer.Option(help="Next page: the last handoff id of the page before.")] = 0,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Rows on a page.")] = 100,
+    after: Annotated[
+        int, typer.Option(metavar="HANDOFF", help="Next page: the last handoff of the page before.")
+    ] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, metavar="ROWS", help="Rows on a page.")] = 100,
     as_json: AsJson = False,
 ) -> None:
     """List dead answers with their reasons, oldest first."""
@@ -116,16 +125,22 @@ def show(response_id: int, *, as_json: AsJson = False) -> None:
         console().print(table(f"Response {response_id}", ("", ""), shown))
 
 
-@app.command()
+@app.command(epilog=RETRY_EXAMPLES)
 def retry(
     response_ids: ResponseIds = None,
     *,
     every: Annotated[bool, typer.Option("--all", help="All dead answers (not the dismissed ones).")] = False,
-    reason: Annotated[str | None, typer.Option(help="Only those whose reason contains this text.")] = None,
+    reason: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Only those whose reason contains this text.")
+    ] = None,
     by: By = None,
     as_json: AsJson = False,
 ) -> None:
-    """Have dead answers scored again, with all their attempts; who decided is kept, see scoring history."""
+    """Have dead answers scored again.
+
+    They have all their attempts again, and each is a model call. Mend first what killed them. With --all it goes on in
+    parts: where it is stopped, the same command does the rest. Who did it is recorded, see scoring history.
+    """
     if bool(response_ids) == every:
         raise typer.BadParameter("name responses, or give --all.")
     who = actor(by)
@@ -171,14 +186,18 @@ async def _in_parts(
     return done
 
 
-@app.command()
+@app.command(epilog=DISMISS_EXAMPLES)
 def dismiss(
-    response_ids: Annotated[list[int], typer.Argument(metavar="RESPONSE_ID...", help="Which responses.")],
+    response_ids: Annotated[list[int], typer.Argument(metavar="RESPONSE_ID", help="Which responses.")],
     *,
     by: By = None,
     as_json: AsJson = False,
 ) -> None:
-    """Decide that dead answers stay unscored; who decided is kept with the reason."""
+    """Decide that dead answers stay unscored.
+
+    They leave the list, and their students see "failed". scoring dead retry can still revive them, by number. Who decided
+    is kept with the reason.
+    """
     who = actor(by)
 
     async def run() -> list[int]:

@@ -20,7 +20,7 @@ EXAMPLES = examples("scoring history", "scoring history --before 1200 --limit 20
 
 def history(
     *,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Rows on a page.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, metavar="ROWS", help="Rows on a page.")] = 50,
     before: Annotated[
         int | None, typer.Option(metavar="ACTION", help="Next page: the last action of the page before.")
     ] = None,

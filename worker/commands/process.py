@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -18,11 +18,13 @@ from worker.settings import ScoringSettings
 logger = logging.getLogger(__name__)
 
 
-def worker(*, as_json: AsJson = False) -> None:
+def worker(
+    *, as_json: Annotated[bool, typer.Option("--json", help="Write logs as lines of JSON.")] = False
+) -> None:
     """Score answers until SIGTERM or Ctrl-C.
 
     Stops gracefully: takes nothing new, finishes what it can within SCORING_GRACE_SECONDS, hands the rest to
-    the other workers at once. A second signal ends the grace time. With --json, logs are JSON.
+    the other workers at once. A second signal ends the grace time.
     """
     # Imported here: the other commands should not wait for what only a worker needs.
     from worker.logs import configure_logging  # noqa: PLC0415

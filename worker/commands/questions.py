@@ -25,15 +25,20 @@ def _group() -> None:
 def sync(
     directory: Annotated[
         Path,
-        typer.Argument(exists=True, file_okay=False, help="A folder of YAML files, searched recursively."),
+        typer.Argument(
+            metavar="DIRECTORY",
+            exists=True,
+            file_okay=False,
+            help="A folder of YAML files, searched recursively.",
+        ),
     ],
     *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the files and publish nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Publish the questions of a folder; what has not changed is left alone.
+    """Publish the questions of a folder.
 
-    New answers are scored against the new content, and answers that waited for a question become due. Answers
+    What has not changed is left alone. New answers are scored against the new content, and answers that waited for a question become due. Answers
     given to earlier content are still scored against that.
     """
     from worker.question_files import read_question_files  # noqa: PLC0415 - YAML is only needed here
