@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,6 +14,7 @@ from storage.errors import InvalidInputError
 from storage.rows import as_dicts
 from storage.runs import BATCH, Step, filters_of, window_end
 from storage.translation import translated
+from storage.validation import storable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,6 +79,16 @@ _SURVEY = text(f"""
 
 # What stands in a run's filters beside its choice.
 _BOUNDS = ("until_score_id", "after_handoff_id")
+_NAMES = (
+    "module_slug",
+    "question_id",
+    "model_id",
+    "not_model_id",
+    "prompt_version",
+    "not_prompt_version",
+)
+# A model's name has no bound of ours; nobody means one that is longer.
+_MAX_NAME_CHARS = 1_000
 _MOMENTS = ("answered_from", "answered_before", "scored_from", "scored_before")
 
 
@@ -172,21 +183,32 @@ async def rescore_step(conn: AsyncConnection, run: Mapping[str, Any]) -> Step:
 
 
 def checked_choice(choice: Choice) -> Choice:
-    """Check that the bounds leave something between them.
+    """Check that what is given can be meant: names, and bounds that leave something between them.
 
     Raises:
-        InvalidInputError: A lower bound lies above its upper one, a score is no finite number, or a moment has no time
-            zone.
+        InvalidInputError: A name is blank or none that could be stored, a lower bound lies above its upper one, a score is
+            no finite number, or a moment has no time zone or lies outside of all calendars.
     """
     for name in ("min_score", "max_score"):
         bound = getattr(choice, name)
         # To PostgreSQL, NaN lies above every score: as an upper bound it would choose all.
         if bound is not None and not isfinite(bound):
             raise InvalidInputError(name, "expected a finite number")
+    for name in _NAMES:
+        named = getattr(choice, name)
+        # A blank one may come from a variable that is not set: "not this model" would choose every score.
+        if named is not None:
+            storable(name, named, max_chars=_MAX_NAME_CHARS)
     for name in _MOMENTS:
         moment = getattr(choice, name)
-        if moment is not None and moment.tzinfo is None:
+        if moment is None:
+            continue
+        if moment.tzinfo is None:
             raise InvalidInputError(name, "expected a time with its zone")
+        try:
+            moment.astimezone(UTC)
+        except OverflowError:
+            raise InvalidInputError(name, "lies outside of the years 1 to 9999, in UTC") from None
     for lower, upper in (
         ("answered_from", "answered_before"),
         ("scored_from", "scored_before"),

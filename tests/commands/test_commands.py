@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 
 from producers.contract import QUEUE_NAME, message_key
+from storage.errors import InvalidInputError
 from storage.workers import report_worker
 from tests.factories import bury, make_overdue, publish, question, submission, submit
 from worker.migrations import head_revision
@@ -218,6 +219,21 @@ async def test_the_dead_are_retried_by_reason(commands: Commands, engine: AsyncE
         "retried": [],
         "not_dead": [999999],
     }
+
+
+@pytest.mark.parametrize("reason", ["", " \t", "nul\x00", "\udcff"])
+async def test_a_reason_that_says_nothing_retries_nothing(
+    commands: Commands, engine: AsyncEngine, reason: str
+) -> None:
+    """`--reason "$UNSET"` in a script is refused, where it would choose all; so is what no reason can contain."""
+    response_id = await dead_response(engine)
+
+    for chosen in ("--all", str(response_id)):
+        refused = await commands.run("dead", "retry", chosen, "--reason", reason)
+        assert isinstance(refused.exception, InvalidInputError), refused.output
+        assert refused.exception.field == "reason"
+
+    assert [row["response_id"] for row in await commands.json("dead", "list")] == [response_id]
 
 
 async def test_questions_are_published_from_files(commands: Commands, tmp_path: Path) -> None:

@@ -8,13 +8,16 @@ import os
 import stat
 import subprocess
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
+from sqlalchemy import text
 
 from demo.worker_process import SCORING
+from storage.drafts import save_draft
 from storage.verification import verify_settlement
 from tests.commands.operating import a_student, history
-from tests.factories import count, submission, submit, token
+from tests.factories import MODULE, QUESTION, count, submission, submit, token
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +49,29 @@ async def test_an_erasure_leaves_nothing_and_says_what_went(commands: Commands, 
     assert {row["details"]["user_id"] for row in rows} == {3}
     assert anonymous not in json.dumps(rows)
     assert "Nothing to erase." in (await commands.run("erase", "--user", "3", "--yes")).stdout
+
+
+async def test_an_erasure_takes_drafts_and_says_how_many(commands: Commands, engine: AsyncEngine) -> None:
+    """What a student has only begun to write is his too; another student's draft stays."""
+    async with engine.begin() as conn:
+        for user_id in (3, 4):
+            await save_draft(
+                conn,
+                user_id=user_id,
+                module_slug=MODULE,
+                question_id=QUESTION,
+                answer_text="Begun.",
+                submission_key=uuid4(),
+            )
+
+    dry = await commands.json("erase", "--user", "3", "--dry-run")
+    done = await commands.json("erase", "--user", "3", "--yes")
+
+    assert dry["found"]["assessment_drafts"] == done["erased"]["assessment_drafts"] == 1
+    assert (dry["erased"], done["left"]["assessment_drafts"]) == (None, 0)
+    async with engine.connect() as conn:
+        owners = await conn.execute(text("SELECT user_id FROM assessment_drafts"))
+        assert list(owners.scalars()) == [4]
 
 
 @pytest.mark.processes

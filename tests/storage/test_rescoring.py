@@ -184,9 +184,16 @@ async def test_a_step_is_bounded(conn: AsyncConnection, monkeypatch: pytest.Monk
         {"answered_from": NOW.replace(tzinfo=None)},
         {"max_score": float("nan")},
         {"min_score": float("-inf")},
+        {"scored_from": datetime.fromisoformat("0001-01-01T00:00+14:00")},
+        {"answered_before": datetime.fromisoformat("9999-12-31T23:59-14:00")},
+        {"not_model_id": ""},
+        {"not_prompt_version": " "},
+        {"model_id": "\u200b"},
+        {"question_id": "a\x00"},
+        {"module_slug": "\ud800"},
     ],
 )
-def test_bounds_that_leave_nothing_are_refused(wrong: dict[str, Any]) -> None:
-    """They are slips of the hand."""
+def test_what_cannot_be_meant_is_refused(wrong: dict[str, Any]) -> None:
+    """Slips of the hand, and variables that are not set: "not this model" would choose every score."""
     with pytest.raises(InvalidInputError):
         checked_choice(Choice(**wrong))

@@ -11,6 +11,8 @@ import typer
 from producers.settings import DatabaseSettings
 from storage.actions import record_action
 from storage.dead import dismiss_dead, list_dead, newest_dead, retry_dead, retry_next_dead
+from storage.settlements import MAX_REASON_CHARS
+from storage.validation import storable
 from worker.commands.acting import By, actor, examples
 from worker.commands.database import connection
 from worker.commands.printing import AsJson, console, print_json, table
@@ -144,7 +146,9 @@ def retry(
     if bool(response_ids) == every:
         raise typer.BadParameter("name responses, or give --all.")
     who = actor(by)
-
+    if reason is not None:
+        # Every reason contains an empty one: where a script's variable is not set, that would choose all.
+        storable("reason", reason, max_chars=MAX_REASON_CHARS)
     details = {"reason": reason} if reason else {}
 
     async def some() -> list[int]:
