@@ -200,15 +200,7 @@ def checked_choice(choice: Choice) -> Choice:
         if named is not None:
             storable(name, named, max_chars=_MAX_NAME_CHARS)
     for name in _MOMENTS:
-        moment = getattr(choice, name)
-        if moment is None:
-            continue
-        if moment.tzinfo is None:
-            raise InvalidInputError(name, "expected a time with its zone")
-        try:
-            moment.astimezone(UTC)
-        except OverflowError:
-            raise InvalidInputError(name, "lies outside of the years 1 to 9999, in UTC") from None
+        _check_moment(name, getattr(choice, name))
     for lower, upper in (
         ("answered_from", "answered_before"),
         ("scored_from", "scored_before"),
@@ -218,3 +210,14 @@ def checked_choice(choice: Choice) -> Choice:
         if None not in bounds and bounds[0] > bounds[1]:
             raise InvalidInputError(lower, f"lies above {upper}")
     return choice
+
+
+def _check_moment(name: str, moment: datetime | None) -> None:
+    if moment is None:
+        return
+    if moment.tzinfo is None:
+        raise InvalidInputError(name, "expected a time with its zone")
+    try:
+        moment.astimezone(UTC)
+    except OverflowError:
+        raise InvalidInputError(name, "lies outside of the years 1 to 9999, in UTC") from None
