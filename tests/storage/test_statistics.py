@@ -103,9 +103,9 @@ async def test_how_fast_answers_are_scored(conn: AsyncConnection) -> None:
 
     await conn.execute(
         text(
-            "UPDATE assessment_scores SET created_at = created_at - interval '2 minutes' WHERE score_id IN"
-            " (SELECT score_id FROM assessment_scores ORDER BY score_id LIMIT 3)"
-        )
+            "UPDATE assessment_scores SET created_at = created_at - interval '2 minutes' WHERE response_id = ANY (:ids)"
+        ),
+        {"ids": ids[:3]},
     )
     assert (await handoff_statistics(conn))["scored_last_minute"] == 2
 
