@@ -193,11 +193,12 @@ _REQUESTED = text("""
 """)
 
 
-async def read_lineage(conn: AsyncConnection) -> str | None:
+async def read_lineage(conn: AsyncConnection, *, has_told: bool = False) -> str | None:
     """Read which line of transaction ids the server goes on with: cursors of another line may be of what was lost.
 
     Args:
         conn: The caller's connection, in a transaction.
+        has_told: The server has told it before. Then no savepoint is set, and a refusal is an error as any other.
 
     Returns:
         A text that changes with the line; None where the server does not say: not every one that is run by others
@@ -206,6 +207,9 @@ async def read_lineage(conn: AsyncConnection) -> str | None:
     Raises:
         StorageUnavailableError: PostgreSQL is away.
     """
+    if has_told:
+        with translated():
+            return str((await conn.execute(_LINEAGE)).scalar_one())
     try:
         with translated():
             async with conn.begin_nested():

@@ -107,7 +107,7 @@ class Looker:
         # A server that does not say at first is not asked again.
         if is_first:
             self._told = await read_lineage(conn)
-        elif self._told is not None and await read_lineage(conn) != self._told:
+        elif self._told is not None and await read_lineage(conn, has_told=True) != self._told:
             # Behind a pooler no connection was lost.
             raise LineageChangedError
         return lineage_of(self._told)
