@@ -9,8 +9,8 @@ from sqlalchemy import text
 
 from storage.settlements import settle_handoffs
 from tests.browser import grave_violations, new_context, overflows
+from tests.console.acting import REFUSED, TOO_LONG, bury_answers, states
 from tests.console.conftest import TOKEN
-from tests.console.test_console import REFUSED, TOO_LONG, bury_answers, states
 from tests.factories import lease, settlement, submit
 from tests.producers.waiting import eventually
 
