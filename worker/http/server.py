@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from worker.ending import end
 
@@ -30,8 +30,8 @@ SILENT_SECONDS = 10
 EXCHANGE_SECONDS = 30
 # Requests that wait to be accepted. Nobody but probes, a scraper and some operators comes here.
 BACKLOG = 64
-# Connections at a time; each more cuts off the oldest. A worker that has no file descriptors left cannot reach
-# PostgreSQL either.
+# Connections at a time; each more cuts off the oldest that has not asked anything whole. A worker that has no file
+# descriptors left cannot reach PostgreSQL either.
 MAX_CONNECTIONS = 100
 MAX_HEADER_BYTES = 16 * 1024
 
@@ -44,6 +44,7 @@ class _Bounded(H11Protocol):
     """
 
     connections: set[_Bounded]  # type: ignore[assignment]
+    cycle: RequestResponseCycle | None  # type: ignore[assignment]
     opened_at: float
     _due: asyncio.TimerHandle
 
@@ -55,10 +56,24 @@ class _Bounded(H11Protocol):
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
         if len(self.connections) > MAX_CONNECTIONS:
-            oldest = min(self.connections, key=lambda connection: connection.opened_at)
+            oldest = min(self.connections, key=lambda each: (each.is_asked, each.opened_at))
             # Here and now: many may come before the loop tells it that it is lost.
             self.connections.discard(oldest)
             oldest.transport.abort()
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a whole request is here and waits for its answer."""
+        return self._unanswered is not None and not self._unanswered.more_body
+
+    @property
+    def is_half_asked(self) -> bool:
+        """Whether the rest of a request is waited for."""
+        return self._unanswered is not None and self._unanswered.more_body
+
+    @property
+    def _unanswered(self) -> RequestResponseCycle | None:
+        return None if self.cycle is None or self.cycle.response_complete else self.cycle
 
     def on_response_complete(self) -> None:
         """Begin the time of the next exchange, before what was sent ahead of its turn is looked at."""
@@ -136,7 +151,9 @@ class HttpServer:
                 lifespan="off",
                 loop="none",
                 log_config=None,
-                log_level="warning",
+                # What fails in the application, the application logs. The rest is of strangers who speak no HTTP, or is
+                # cut off because the worker stops: nobody has to act on it.
+                log_level="critical",
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
@@ -167,6 +184,10 @@ class HttpServer:
             self._listener.close()
             return
         self._serving.remove_done_callback(self._ended)
+        # What has not come until now is not waited for.
+        for connection in list(self._server.server_state.connections):
+            if isinstance(connection, _Bounded) and connection.is_half_asked:
+                connection.transport.abort()
         self._server.tell()
         await asyncio.wait([self._serving], timeout=2 * STOP_SECONDS)
         await end([self._serving])
