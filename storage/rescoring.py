@@ -11,9 +11,11 @@ from sqlalchemy import text
 
 from storage.dead import rescore_responses
 from storage.errors import InvalidInputError
+from storage.limits import MAX_KEY_CHARS
 from storage.rows import as_dicts
 from storage.runs import BATCH, Step, filters_of, window_end
 from storage.translation import translated
+from storage.validation import storable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,6 +80,7 @@ _SURVEY = text(f"""
 
 # What stands in a run's filters beside its choice.
 _BOUNDS = ("until_score_id", "after_handoff_id")
+_TEXTS = ("module_slug", "question_id", "model_id", "not_model_id", "prompt_version", "not_prompt_version")
 _MOMENTS = ("answered_from", "answered_before", "scored_from", "scored_before")
 
 
@@ -175,9 +178,13 @@ def checked_choice(choice: Choice) -> Choice:
     """Check that the bounds leave something between them.
 
     Raises:
-        InvalidInputError: A lower bound lies above its upper one, a score is no finite number, or a moment has no time
-            zone.
+        InvalidInputError: A lower bound lies above its upper one, a score is no finite number, a moment has no time
+            zone, or a text is blank or too long.
     """
+    for name in _TEXTS:
+        # An empty variable of a shell: that every model is another one than none would choose all.
+        if (given := getattr(choice, name)) is not None:
+            storable(name, given, max_chars=MAX_KEY_CHARS)
     for name in ("min_score", "max_score"):
         bound = getattr(choice, name)
         # To PostgreSQL, NaN lies above every score: as an upper bound it would choose all.

@@ -248,6 +248,18 @@ async def test_retry_and_dismiss_are_recorded(commands: Commands, engine: AsyncE
     assert "dismiss" in (await commands.run("history")).stdout
 
 
+async def test_an_empty_reason_revives_nothing(commands: Commands, engine: AsyncEngine) -> None:
+    """It comes from a variable that is not set, and stands in every reason."""
+    async with engine.begin() as conn:
+        await publish(conn)
+        await bury(conn, (await submit(conn))["response_id"], "The model refused.")
+
+    refused = await commands.run("dead", "retry", "--all", "--reason", "")
+
+    assert "reason: must not be empty" in str(refused.exception)
+    assert len(await commands.json("dead", "list")) == 1
+
+
 async def test_who_acts_must_have_a_name(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     """A blank one is refused; a login without a name, as in a container, is known by its number."""
     refused = await commands.run("backfill", "--yes", "--by", " ")

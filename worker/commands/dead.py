@@ -11,6 +11,8 @@ import typer
 from producers.settings import DatabaseSettings
 from storage.actions import record_action
 from storage.dead import dismiss_dead, list_dead, newest_dead, retry_dead, retry_next_dead
+from storage.settlements import MAX_REASON_CHARS
+from storage.validation import storable
 from worker.commands.acting import By, actor
 from worker.commands.database import connection
 from worker.commands.printing import AsJson, console, print_json, table
@@ -28,7 +30,7 @@ app = typer.Typer(
 )
 
 _MOST_NAMED = 100
-ResponseIds = Annotated[list[int] | None, typer.Argument(metavar="[RESPONSE_ID]...", help="Which responses.")]
+ResponseIds = Annotated[list[int] | None, typer.Argument(metavar="RESPONSE_ID", help="Which responses.")]
 
 
 def _report(action: str, done: list[int], asked: list[int] | None, *, as_json: bool) -> None:
@@ -129,6 +131,9 @@ def retry(
     if bool(response_ids) == every:
         raise typer.BadParameter("name responses, or give --all.")
     who = actor(by)
+    if reason is not None:
+        # An empty variable of a shell would find every reason, and pay for all that is dead.
+        storable("reason", reason, max_chars=MAX_REASON_CHARS)
 
     details = {"reason": reason} if reason else {}
 
@@ -173,7 +178,7 @@ async def _in_parts(
 
 @app.command()
 def dismiss(
-    response_ids: Annotated[list[int], typer.Argument(metavar="RESPONSE_ID...", help="Which responses.")],
+    response_ids: Annotated[list[int], typer.Argument(metavar="RESPONSE_ID", help="Which responses.")],
     *,
     by: By = None,
     as_json: AsJson = False,
