@@ -172,6 +172,25 @@ async def test_whoever_reads_nothing_is_cut_off(
     del reader
 
 
+async def test_whoever_leaves_in_the_middle_is_no_error(
+    open_port: OpenPort, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever can connect could fill the worker's log otherwise, and wake people whom its errors call."""
+    begun = b"POST /console/login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nname="
+    async with open_port() as port:
+        served = port.http._server
+        assert served is not None
+        requests = served._server.server_state.tasks
+        _, writer = await _connect(port, begun)
+
+        await eventually(lambda: bool(requests))
+
+        writer.close()
+        await eventually(lambda: not requests)
+
+    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
 async def test_time_begins_anew_with_each_answer(
     open_port: OpenPort, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
@@ -76,6 +77,9 @@ class Guarded:
             )
         try:
             await answer(scope, receive, send_guarded)
+        except ClientDisconnect:
+            # Nobody is left to answer, and nothing is wrong with the worker: whoever can connect could fill its log.
+            return
         except Exception as exc:  # noqa: BLE001 - the server would log a traceback for each
             place = traceback.extract_tb(exc.__traceback__)[-1]
             logger.error(  # noqa: TRY400 - a driver's message may quote a password
