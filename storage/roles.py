@@ -10,6 +10,7 @@ from sqlalchemy.dialects import postgresql
 from storage.errors import AccessDeniedError, InvalidInputError
 from storage.tables import VERSION_TABLE
 from storage.translation import translated
+from storage.validation import storable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,6 +83,15 @@ def _create_statement(name: str) -> str:
     )
 
 
+def _check_name(part: str, name: str) -> None:
+    storable(part, name, max_chars=MAX_NAME_BYTES)
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise InvalidInputError(part, f"a role's name has 1 to {MAX_NAME_BYTES} bytes")
+    # What is granted to "public" is granted to everybody: psql goes on after the role that could not be created.
+    if name in {"public", "none"} or name.startswith("pg_"):
+        raise InvalidInputError(part, "PostgreSQL keeps this name to itself")
+
+
 def grant_statements(roles: Mapping[str, str]) -> list[str]:
     """Spell out the statements that give each role what it needs and nothing else.
 
@@ -90,7 +100,14 @@ def grant_statements(roles: Mapping[str, str]) -> list[str]:
 
     Returns:
         SQL statements that create roles that are missing, then take away what each may, then give it.
+
+    Raises:
+        InvalidInputError: A name cannot be one, or two parts have the same.
     """
+    for part, name in roles.items():
+        _check_name(part, name)
+    if len(set(roles.values())) < len(roles):
+        raise InvalidInputError("roles", "each part needs a role of its own: what one may, another must not")
     statements = [_create_statement(name) for name in roles.values()]
     for part, tables in PRIVILEGES.items():
         if part not in roles:
@@ -117,11 +134,7 @@ async def grant_roles(conn: AsyncConnection, roles: Mapping[str, str]) -> list[d
         InvalidInputError: A name cannot be one, or two parts have the same.
         AccessDeniedError: The connection may not create roles or does not own the tables.
     """
-    for part, name in roles.items():
-        if not 0 < len(name.encode()) <= MAX_NAME_BYTES:
-            raise InvalidInputError(part, f"a role's name has 1 to {MAX_NAME_BYTES} bytes")
-    if len(set(roles.values())) < len(roles):
-        raise InvalidInputError("roles", "each part needs a role of its own: what one may, another must not")
+    statements = grant_statements(roles)
     granted = []
     with translated():
         if not (await conn.execute(_OWNED, {"tables": _TABLES})).scalar_one():
@@ -131,6 +144,6 @@ async def grant_roles(conn: AsyncConnection, roles: Mapping[str, str]) -> list[d
         for part, name in roles.items():
             exists = (await conn.execute(_EXISTS, {"name": name})).scalar_one()
             granted.append({"part": part, "role": name, "created": not exists})
-        for statement in grant_statements(roles):
+        for statement in statements:
             await conn.execute(text(statement))
     return granted

@@ -214,6 +214,29 @@ async def test_a_purge_takes_answers_drafts_and_claims(commands: Commands, engin
     assert "0 answers, 0 drafts" in (await commands.run("purge", "--older-than", "30", "--yes")).stdout
 
 
+async def test_a_purge_that_was_killed_before_the_drafts_is_resumed(
+    commands: Commands, engine: AsyncEngine
+) -> None:
+    """Its run is finished with the last answer; --resume alone finds it all the same, and what it has left."""
+    assert "there is no unfinished purge run" in str((await commands.run("purge", "--resume")).exception)
+    await scored_answers(engine, 3, anonymous=True, days_old=40)
+    finished = (await commands.json("purge", "--older-than", "30", "--yes"))["run"]
+    async with engine.begin() as conn:
+        await conn.execute(
+            text(
+                "INSERT INTO assessment_drafts"
+                " (anonymous_token, module_slug, question_id, answer_text, submission_key, saved_at)"
+                " VALUES ('t', 'm', 'q', 'a', gen_random_uuid(), now() - interval '40 days')"
+            )
+        )
+
+    resumed = (await commands.json("purge", "--resume"))["run"]
+
+    assert (resumed["run_id"], resumed["also"]["drafts"]) == (finished["run_id"], 1)
+    async with engine.connect() as conn:
+        assert await count(conn, "assessment_drafts") == 0
+
+
 async def test_a_reason_commands_no_terminal(commands: Commands, engine: AsyncEngine) -> None:
     """It may come from a model: what a terminal would obey is shown and not done."""
     async with engine.begin() as conn:
@@ -246,6 +269,18 @@ async def test_retry_and_dismiss_are_recorded(commands: Commands, engine: AsyncE
     ]
     assert len(await commands.json("history", "--before", str(rows[0]["action_id"]))) == 1
     assert "dismiss" in (await commands.run("history")).stdout
+
+
+async def test_an_empty_reason_revives_nothing(commands: Commands, engine: AsyncEngine) -> None:
+    """It comes from a variable that is not set, and stands in every reason."""
+    async with engine.begin() as conn:
+        await publish(conn)
+        await bury(conn, (await submit(conn))["response_id"], "The model refused.")
+
+    refused = await commands.run("dead", "retry", "--all", "--reason", "")
+
+    assert "reason: must not be empty" in str(refused.exception)
+    assert len(await commands.json("dead", "list")) == 1
 
 
 async def test_who_acts_must_have_a_name(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,6 +137,23 @@ async def test_who_has_asked_is_answered_however_many_come(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+async def test_whoever_leaves_in_the_middle_is_no_error(
+    open_port: OpenPort, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever can connect could fill the worker's log otherwise, and wake people whom its errors call."""
+    async with open_port() as port:
+        _, writer = await _connect(port, HALF)
+
+        def is_waited_for() -> bool:
+            return any(connection.is_half_asked for connection in port.connections())
+
+        await eventually(is_waited_for)
+        writer.close()
+        await eventually(lambda: not is_waited_for())
+
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
 async def test_a_stop_does_not_wait_for_half_a_request(
     open_port: OpenPort, caplog: pytest.LogCaptureFixture
 ) -> None:

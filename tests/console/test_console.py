@@ -21,6 +21,7 @@ from tests.console.acting import (
 )
 from tests.console.conftest import TOKEN, sign_in
 from tests.factories import submit
+from worker.http import looks
 from worker.http.sessions import COOKIE
 from worker.provider_report import ProviderReport, RateLimitReport
 
@@ -208,6 +209,20 @@ async def test_without_postgresql_the_page_says_so(open_port: OpenPort, database
         assert answer.status_code == 200
         assert "PostgreSQL cannot be reached" in answer.text
         assert (await client.get("/console/dead")).status_code == 503
+
+
+async def test_nobody_waits_for_ever_for_those_who_look_before_him(
+    opened: Opened, browserless: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages that are asked for again and again while PostgreSQL is slow make no queue that grows and grows."""
+    monkeypatch.setattr(looks, "TURN_SECONDS", 0.05)
+    async with opened.http._looks._turn:
+        answer = await browserless.get("/console/dead")
+        assert answer.status_code == 503
+        assert "Too many look at the same time" in answer.text
+        assert (await browserless.get("/console")).status_code == 200
+
+    assert (await browserless.get("/console/dead")).status_code == 200
 
 
 async def test_the_address_says_nothing_of_its_own(browserless: httpx.AsyncClient) -> None:

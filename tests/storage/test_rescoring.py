@@ -197,3 +197,10 @@ def test_what_cannot_be_meant_is_refused(wrong: dict[str, Any]) -> None:
     """Slips of the hand, and variables that are not set: "not this model" would choose every score."""
     with pytest.raises(InvalidInputError):
         checked_choice(Choice(**wrong))
+
+
+@pytest.mark.parametrize("name", ["question_id", "not_model_id", "not_prompt_version"])
+def test_an_empty_text_is_no_choice(name: str) -> None:
+    """It comes from a variable that is not set: every score has another model than none, and all would be paid for."""
+    with pytest.raises(InvalidInputError):
+        checked_choice(Choice(**{name: ""}))  # type: ignore[arg-type]

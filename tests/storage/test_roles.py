@@ -353,9 +353,22 @@ async def test_every_privilege_names_a_table_of_ours(conn: AsyncConnection) -> N
 
 
 @pytest.mark.parametrize(
-    "roles", [{"web": "one", "worker": "one"}, {"web": ""}, {"ops": "x" * 64}], ids=["equal", "empty", "long"]
+    "roles",
+    [
+        {"web": "one", "worker": "one"},
+        {"web": ""},
+        {"ops": "x" * 64},
+        {"web": "one\x00"},
+        {"web": "\udcff"},
+        {"web": "pg_one"},
+        {"web": "public"},
+    ],
+    ids=["equal", "empty", "long", "NUL", "surrogate", "reserved", "everybody"],
 )
 async def test_names_that_cannot_be_are_refused(conn: AsyncConnection, roles: dict[str, str]) -> None:
     """One role for two parts would undo the boundary, or what the first part needs; nothing is granted."""
     with pytest.raises(InvalidInputError):
         await grant_roles(conn, roles)
+    # What is printed is run by psql, which goes on after the role that cannot be made, and would grant to everybody.
+    with pytest.raises(InvalidInputError):
+        grant_statements(roles)

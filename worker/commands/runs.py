@@ -94,6 +94,8 @@ class Runs:
     def resume(self, run_id: int | None, *, wait: bool = False) -> dict[str, Any]:
         """Work on a run that was stopped, or on the newest one that was, to its end; returns as :meth:`start`.
 
+        Where none was, and something is left to do afterwards, that of the newest run is done again.
+
         Raises:
             InvalidInputError: There is no such run.
         """
@@ -102,7 +104,11 @@ class Runs:
             if run_id is not None:
                 run = await get_run(conn, run_id)
             else:
-                run = next(iter(await latest_runs(conn, kind=self.kind, unfinished=True, limit=1)), None)
+                newest = await latest_runs(conn, kind=self.kind, unfinished=True, limit=1)
+                if not newest and self.afterwards is not None:
+                    # Whatever killed it may have done so when only the rest was left, which no cursor tells of.
+                    newest = await latest_runs(conn, kind=self.kind, limit=1)
+                run = next(iter(newest), None)
             if run is None or run["kind"] != self.kind:
                 which = f"{self.kind} run {run_id}" if run_id is not None else f"unfinished {self.kind} run"
                 raise InvalidInputError("run", f"there is no {which}; see `scoring {self.kind} --list`")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from storage.activity import last_hour
 from storage.dead import list_dead
 from storage.dead_kinds import dead_kinds, list_dead_of_kind
-from storage.errors import StorageError
+from storage.errors import StorageError, StorageUnavailableError
 from storage.reading import reading
 from storage.statistics import handoff_statistics
 from storage.translation import translated
@@ -18,7 +19,7 @@ from storage.workers import list_workers
 from worker.http.shared_look import SharedLook
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 STATUS_KEEP_SECONDS, DEAD_KEEP_SECONDS, HOUR_KEEP_SECONDS = 1.5, 3.0, 10.0
 # PostgreSQL ends what takes longer, and the page says so.
 STATEMENT_SECONDS = 2.0
+# Whoever waits longer for those who look before him is told so: while PostgreSQL is slow, pages that are asked for again
+# and again would make a queue without an end, which outlives those who asked. Longer than all looks of a page together
+# while PostgreSQL is away.
+TURN_SECONDS = 10.0
 # Dead answers on the first page, and on a page of their own.
 FIRST_DEAD, PAGE = 10, 50
 
@@ -75,7 +80,7 @@ class Looks:
             StorageError: PostgreSQL is away, or takes too long.
         """
         with translated():
-            async with self._turn, reading(self._engine, timeout_seconds=STATEMENT_SECONDS) as conn:
+            async with self._reading() as conn:
                 if kind is None:
                     return await list_dead(conn, after_handoff_id=after_handoff_id, limit=PAGE)
                 return await list_dead_of_kind(conn, kind=kind, after_handoff_id=after_handoff_id, limit=PAGE)
@@ -87,9 +92,22 @@ class Looks:
             StorageError: PostgreSQL is away, or takes too long.
         """
         with translated():
-            async with self._turn, reading(self._engine, timeout_seconds=STATEMENT_SECONDS) as conn:
+            async with self._reading() as conn:
                 rows = await list_dead(conn, response_id=response_id, include_dismissed=True, limit=1)
         return rows[0] if rows else None
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[AsyncConnection]:
+        try:
+            async with asyncio.timeout(TURN_SECONDS):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise StorageUnavailableError("Too many look at the same time, or PostgreSQL is slow.") from None
+        try:
+            async with reading(self._engine, timeout_seconds=STATEMENT_SECONDS) as conn:
+                yield conn
+        finally:
+            self._turn.release()
 
     def _shared(
         self, name: str, read: Callable[[AsyncConnection], Awaitable[dict[str, Any]]], keep_seconds: float
@@ -98,7 +116,7 @@ class Looks:
             before = self._last.get(name, Seen(None, None))
             try:
                 with translated():
-                    async with self._turn, reading(self._engine, timeout_seconds=STATEMENT_SECONDS) as conn:
+                    async with self._reading() as conn:
                         seen = Seen(await read(conn), datetime.now(tz=UTC))
             except StorageError as exc:
                 seen = Seen(before.value, before.at, str(exc))
