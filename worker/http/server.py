@@ -136,7 +136,7 @@ class HttpServer:
                 lifespan="off",
                 loop="none",
                 log_config=None,
-                log_level="warning",
+                log_level="error",  # a warning for each request that is none would let whoever connects fill the log
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
