@@ -79,7 +79,7 @@ _DISMISS = text("""
         ORDER BY handoff_id FOR UPDATE
     )
     UPDATE scoring_handoffs AS h SET
-        state = 'dismissed', last_error = left(h.last_error || :note, :max_chars)
+        state = 'dismissed', last_error = left(h.last_error, :max_chars - length(:note)) || :note
     FROM dead WHERE h.handoff_id = dead.handoff_id
     RETURNING h.response_id
 """)

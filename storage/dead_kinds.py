@@ -62,7 +62,7 @@ _RETRY = text(f"""
 _DISMISS = text(f"""
     WITH dead AS MATERIALIZED ({_CHOSEN})
     UPDATE scoring_handoffs AS h SET
-        state = 'dismissed', last_error = left(h.last_error || :note, {MAX_REASON_CHARS})
+        state = 'dismissed', last_error = left(h.last_error, {MAX_REASON_CHARS} - length(:note)) || :note
     FROM dead WHERE h.handoff_id = dead.handoff_id
     RETURNING h.response_id
 """)

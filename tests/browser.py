@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import async_playwright
+from playwright.async_api import async_playwright, expect
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -47,6 +47,8 @@ async def browser() -> AsyncIterator[Browser]:
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
     async with async_playwright() as playwright:
+        # Never reached by a page that does what is expected, however slow the machine.
+        expect.set_options(timeout=TIMEOUT_MS)
         browser = await playwright.chromium.launch(executable_path=path, args=list(CHROMIUM_FLAGS))
         yield browser
         await browser.close()

@@ -137,6 +137,18 @@ async def test_who_has_asked_is_answered_however_many_come(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+async def test_what_is_no_request_is_refused_without_a_line(
+    open_port: OpenPort, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever speaks TLS or nonsense to the port, again and again, does not fill the log."""
+    async with open_port() as port:
+        reader, writer = await _connect(port, b"\x16\x03\x01 nonsense\r\n\r\n")
+        assert (await asyncio.wait_for(reader.readline(), 20)).startswith(b"HTTP/1.1 400")
+        writer.close()
+
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
 async def test_whoever_leaves_in_the_middle_is_no_error(
     open_port: OpenPort, caplog: pytest.LogCaptureFixture
 ) -> None:

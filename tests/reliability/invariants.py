@@ -145,6 +145,12 @@ class Ledger:
 
     def _owners(self, before: Picture, after: Picture) -> Iterator[str]:
         brought: dict[tuple[int, Question], str] = {}
+        # What was erased in the same transaction does not count: the next one is a first answer again.
+        answered = {
+            (old.user_id, old.question)
+            for response_id, old in before.responses.items()
+            if response_id in after.responses
+        }
         for response_id, new in after.responses.items():
             old = before.responses.get(response_id)
             if old is None or old == new:
@@ -157,7 +163,8 @@ class Ledger:
                 yield f"response {response_id} changed in a way that no claim changes it"
                 continue
             first = new.user_id, new.question
-            if self.brought.get(first) is not None or brought.get(first, old.token) != old.token:
+            twice = first in self.brought and first in answered
+            if twice or brought.get(first, old.token) != old.token:
                 yield f"user {new.user_id} got two first answers to {new.question} by claims"
             brought[first] = old.token
         self.brought |= brought

@@ -201,13 +201,15 @@ async def test_a_dismissal_is_signed(conn: AsyncConnection) -> None:
 
 
 async def test_a_long_reason_keeps_its_size_when_dismissed(conn: AsyncConnection) -> None:
-    """The note is part of the limited reason."""
+    """The note is part of the limited reason, and the part that stays: who decided is not cut off."""
     [dead] = await submitted(conn, 1)
     await bury(conn, dead, reason="x" * MAX_REASON_CHARS)
 
     assert await dismiss_dead(conn, response_ids=[dead], dismissed_by="Ada") == [dead]
 
-    assert len((await handoff(conn, dead))["last_error"]) == MAX_REASON_CHARS
+    kept = (await handoff(conn, dead))["last_error"]
+    assert len(kept) == MAX_REASON_CHARS
+    assert kept.endswith("x (dismissed by Ada)")
 
 
 @pytest.mark.parametrize("name", ["", " ", "a\x00", "x" * MAX_REASON_CHARS])

@@ -10,6 +10,7 @@ from storage.dead import list_dead
 from storage.dead_kinds import dead_kinds, dismiss_kind, list_dead_of_kind, may_act, retry_kind
 from storage.errors import AccessDeniedError
 from storage.roles import grant_roles
+from storage.settlements import MAX_REASON_CHARS
 from tests.factories import bury, handoff_of, publish, submission
 from tests.storage.acting import ROLES, logged_in_as
 
@@ -25,6 +26,19 @@ async def bury_answers(conn: AsyncConnection, *reasons: str) -> list[int]:
     for response_id, reason in zip(ids, reasons, strict=True):
         await bury(conn, response_id, reason=reason)
     return ids
+
+
+async def test_who_dismissed_a_kind_is_kept_however_long_its_reason(conn: AsyncConnection) -> None:
+    """What is cut off to stay within the limit is the reason."""
+    [response_id] = await bury_answers(conn, "x" * MAX_REASON_CHARS)
+    [kind] = await dead_kinds(conn)
+    until = kind["until_handoff_id"]
+
+    await dismiss_kind(conn, kind=kind["kind"], until_handoff_id=until, dismissed_by="Ada")
+
+    kept = ((await handoff_of(conn, response_id)) or {})["last_error"]
+    assert len(kept) == MAX_REASON_CHARS
+    assert kept.endswith("x (dismissed by Ada)")
 
 
 async def test_the_dead_are_told_apart_by_their_reason(conn: AsyncConnection) -> None:
