@@ -13,7 +13,7 @@ from tests.producers.waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from playwright.async_api import BrowserContext, Route
+    from playwright.async_api import BrowserContext, Request, Route
 
 pytestmark = pytest.mark.processes
 
@@ -59,6 +59,53 @@ async def test_leaving_the_page_saves_what_was_just_written(profile: BrowserCont
         return await saved_text(profile) == "The last wor"
 
     await eventually(saved)
+
+
+@pytest.mark.parametrize("late", ["PUT", "DELETE"])
+async def test_what_arrives_late_does_no_harm(unreliable: BrowserContext, late: str) -> None:
+    """A save, or an emptied editor, that was given up and reaches the server after what was written since."""
+    student = await Student.at(unreliable)
+    await student.write("First")
+    await student.until_saved()
+    held: list[Request] = []
+
+    async def lose(route: Route) -> None:
+        if held or route.request.method != late:
+            await route.continue_()
+            return
+        held.append(route.request)
+        await route.abort()
+
+    await student.page.route(DRAFTS, lose)
+    await student.write("Second" if late == "PUT" else "")
+    await eventually(lambda: bool(held))
+    await student.write("Third")
+    await student.until_saved()
+
+    arrived = await unreliable.request.fetch(
+        DRAFT, method=late, data=held[0].post_data, headers=await held[0].all_headers()
+    )
+
+    assert arrived.status == 412
+    assert await saved_text(unreliable) == "Third"
+
+
+async def test_what_another_device_saves_meanwhile_is_found_out(unreliable: BrowserContext) -> None:
+    """Who writes last wins, and is told that it is saved."""
+    student = await Student.at(unreliable)
+    await student.write("Here")
+    await student.until_saved()
+    there = await (await unreliable.request.get(DRAFT)).json()
+    elsewhere = {"answer_text": "There", "submission_key": there["submission_key"]}
+    assert (await unreliable.request.put(DRAFT, data=elsewhere)).status == 200
+
+    await student.write("Here again")
+
+    async def saved() -> bool:
+        return await saved_text(unreliable) == "Here again"
+
+    await eventually(saved)
+    await student.until_saved()
 
 
 async def test_an_emptied_editor_has_no_draft(profile: BrowserContext) -> None:

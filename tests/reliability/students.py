@@ -42,9 +42,13 @@ OWNER_COLUMNS = ("user_id", "anonymous_token")
 
 
 def is_askers(row: Response, owner: Mapping[str, Any], picture: Picture) -> bool:
-    """Whether who repeats a key gets this row: it is his, or was his before a claim."""
+    """Whether who repeats a key gets this row: it is his, or was his before a claim, or will be by one that waits."""
     if "user_id" in owner:
-        return bool(row.user_id == owner["user_id"])
+        user_id = owner["user_id"]
+        return row.user_id == user_id or any(
+            claim.token == row.token and claim.user_id == user_id and claim.moved is None
+            for claim in picture.claims.values()
+        )
     token = owner["anonymous_token"]
     return row.token == token or any(
         claim.token == token and claim.user_id == row.user_id and claim.moved is not None

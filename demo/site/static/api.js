@@ -31,7 +31,7 @@ export function actFor(mark) {
 export const beginChange = () => void (changing = true);
 export const onSomebodyElse = (listener) => void (giveWay = listener);
 
-async function call(method, path, { body, headers = {}, signal, outlivesPage = false, mayBeEmpty = false, ofAnybody = false, changes = false } = {}) {
+async function call(method, path, { body, headers = {}, signal, outlivesPage = false, mayBeEmpty = false, ofAnybody = false, changes = false, tagged = false } = {}) {
   const sender = ofAnybody ? undefined : person;
   const sent = body === undefined ? undefined : JSON.stringify(body);
   const signals = [AbortSignal.timeout(PATIENCE_MS), ...(signal ? [signal] : [])];
@@ -46,16 +46,20 @@ async function call(method, path, { body, headers = {}, signal, outlivesPage = f
       signal: AbortSignal.any(signals),
     });
     // Networks that ask for a password first answer everything, with nothing or with a page of theirs.
-    if (reply.ok) return reply.status === 204 && mayBeEmpty ? null : await reply.json();
+    if (reply.ok) {
+      const content = reply.status === 204 && mayBeEmpty ? null : await reply.json();
+      return tagged ? { content, version: reply.headers.get("ETag") } : content;
+    }
   } catch (error) {
     throw new Away("The server can't be reached.", { cause: error });
   }
   if (reply.status >= 500 || reply.status === 408 || reply.status === 429) throw new Away("The server is away.");
-  if (sender && (reply.status === 412 || reply.status === 401)) {
+  const refused = new Refused(reply.status, await reply.json().catch(() => null));
+  if (sender && (reply.status === 412 || reply.status === 401) && refused.kind !== "draft-changed") {
     if (sender === person && (changes || !changing)) giveWay();
     return new Promise(() => {}); // whoever asked is not here any more
   }
-  throw new Refused(reply.status, await reply.json().catch(() => null));
+  throw refused;
 }
 
 const draftPath = ({ module_slug, question_id }) =>
@@ -82,16 +86,26 @@ export const submit = (question, text, key) =>
     headers: { "Idempotency-Key": key },
   });
 
+// All three return what is there now, and its version; given a version, the other two do nothing to any other one.
 export async function draft(question) {
   try {
-    return await call("GET", draftPath(question), { mayBeEmpty: true });
+    return await call("GET", draftPath(question), { mayBeEmpty: true, tagged: true });
   } catch (error) {
-    if (error instanceof Refused && error.status === 404) return null;
+    if (error instanceof Refused && error.status === 404) return { content: null, version: null };
     throw error;
   }
 }
 
-export const saveDraft = (question, text, key, options) =>
-  call("PUT", draftPath(question), { body: { answer_text: text, submission_key: key }, mayBeEmpty: true, ...options });
+const onlyIf = (version) => (version ? { "If-Match": version } : {});
 
-export const deleteDraft = (question, options) => call("DELETE", draftPath(question), { mayBeEmpty: true, ...options });
+export const saveDraft = (question, text, key, version, options) =>
+  call("PUT", draftPath(question), {
+    body: { answer_text: text, submission_key: key },
+    headers: onlyIf(version),
+    mayBeEmpty: true,
+    tagged: true,
+    ...options,
+  });
+
+export const deleteDraft = (question, version, options) =>
+  call("DELETE", draftPath(question), { headers: onlyIf(version), mayBeEmpty: true, tagged: true, ...options });

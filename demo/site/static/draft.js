@@ -8,6 +8,7 @@ import { countCharacters, newKey, wellFormed } from "./text.js";
 const PAUSE_MS = 1_000; // after the last letter
 const LONGEST_MS = 5_000; // for those who never pause
 const RETRY_MS = [2_000, 4_000, 8_000, 15_000];
+const CHANGES = 4; // another tab or device that saves at the same moment does so a few times at most
 
 export class Draft {
   // `onStatus` hears "", "saving", "saved", "kept" (on this device only) or "refused", and why.
@@ -22,6 +23,7 @@ export class Draft {
     this.onStatus = onStatus;
     this.onSpent = onSpent;
     this.saved = ""; // what the server has
+    this.version = null; // and which one that is, so that a request which is late does no harm to a newer one
     this.failures = 0;
     this.changedSince = null;
     this.closed = false;
@@ -35,8 +37,9 @@ export class Draft {
       this.text = here.text;
       this.key = here.key;
     }
-    const there = await readDraft(this.question);
+    const { content: there, version } = await readDraft(this.question);
     if (this.closed) return;
+    this.version = version;
     if (there && !this.text.trim()) {
       this.text = this.saved = there.answer_text;
       this.key = there.submission_key;
@@ -86,25 +89,26 @@ export class Draft {
       await this.saving;
       return this.save();
     }
+    // What is on its way may arrive or not: the last words of a page count either way.
+    const version = this.saving ? null : this.version;
     this.abort?.abort();
     this.abort = new AbortController();
-    this.saving = this.#send(this.text, this.key, { signal: this.abort.signal, outlivesPage });
+    this.saving = this.#send(this.text, this.key, version, { signal: this.abort.signal, outlivesPage });
     const mine = this.saving;
     const done = await mine;
     if (this.saving === mine) this.saving = null;
     return done;
   }
 
-  async #send(text, key, options) {
+  async #send(text, key, version, options) {
     this.changedSince = null;
     if (countCharacters(text) > this.maxChars) {
       this.onStatus("refused");
       return false;
     }
-    let stored = true;
+    let stored;
     try {
-      if (text.trim()) stored = (await saveDraft(this.question, wellFormed(text), key, options)) !== null;
-      else await deleteDraft(this.question, options);
+      stored = await this.#put(text, key, version, options);
     } catch (error) {
       if (this.closed || options.signal.aborted) return false;
       if (error instanceof Away) {
@@ -130,10 +134,28 @@ export class Draft {
     return true;
   }
 
+  // Returns whether it is there now. Where another version is, of another tab or device, the last one to write wins, as
+  // long as he is not late.
+  async #put(text, key, version, options) {
+    for (let tries = 1; ; tries += 1) {
+      try {
+        const done = text.trim()
+          ? await saveDraft(this.question, wellFormed(text), key, version, options)
+          : await deleteDraft(this.question, version, options);
+        this.version = done.version;
+        return !text.trim() || done.content !== null;
+      } catch (error) {
+        if (error.kind !== "draft-changed" || tries === CHANGES) throw error;
+        ({ version } = await readDraft(this.question));
+        if (this.closed || options.signal.aborted) throw error;
+      }
+    }
+  }
+
   // Not stored: either an answer has this key, or a later text is there already.
   async #isSpent(key) {
     try {
-      return (await readDraft(this.question))?.submission_key !== key;
+      return (await readDraft(this.question)).content?.submission_key !== key;
     } catch {
       return false;
     }
@@ -144,7 +166,7 @@ export class Draft {
     clearTimeout(this.timer);
     this.abort?.abort();
     this.text = this.saved = "";
-    this.key = null;
+    this.key = this.version = null;
     this.#forget();
     this.onStatus("");
   }
