@@ -21,10 +21,19 @@ export function wireDemo({ before, after, failed, announce }) {
   }
 
   let changing = false;
+  const buttons = [find("sign-out"), find("sign-in").querySelector("button")];
+
+  function setChanging(value) {
+    changing = value;
+    for (const button of buttons) {
+      if (value) button.setAttribute("aria-disabled", "true");
+      else button.removeAttribute("aria-disabled");
+    }
+  }
 
   async function change(direction, ask) {
     if (changing) return;
-    changing = true;
+    setChanging(true);
     await attempt(async () => {
       if (!(await before(direction))) return;
       try {
@@ -35,7 +44,7 @@ export function wireDemo({ before, after, failed, announce }) {
       }
       await after(direction);
     });
-    changing = false;
+    setChanging(false);
   }
 
   find("sign-in").addEventListener("submit", (event) => {
