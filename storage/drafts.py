@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = "draft_id, user_id, anonymous_token, module_slug, question_id, answer_text, submission_key, created_at, saved_at"
 
-# Is this the version that the caller has seen, or does he not mind? Any text replaces the one of a version that is his.
+# Is this the version that the caller has seen, or does he not mind?
 _SEEN = """
     (
         CAST(:versions AS text[]) IS NULL OR '*' = ANY (CAST(:versions AS text[]))
@@ -45,10 +45,13 @@ _WHOSE = """
     AND module_slug = :module_slug AND question_id = :question_id
 """
 
+# A save that had to wait for one which began later changes nothing: it is the older text. (A time in the future is that
+# of a clock which was wrong.)
+_NOT_NEWER = "NOT (d.saved_at > statement_timestamp() AND d.saved_at <= clock_timestamp())"
+
 
 def _save(owner: str) -> TextClause:
-    # Keep what the student wrote, in place of what he wrote before. A save that had to wait for one which began later
-    # changes nothing: it is the older text. (A time in the future is that of a clock which was wrong.)
+    # Keep what the student wrote, in place of what he wrote before.
     return text(f"""
         INSERT INTO assessment_drafts AS d (
             user_id, anonymous_token, module_slug, question_id, answer_text, submission_key
@@ -56,23 +59,31 @@ def _save(owner: str) -> TextClause:
         SELECT
             CAST(:user_id AS integer), CAST(:anonymous_token AS text), CAST(:module_slug AS text),
             CAST(:question_id AS text), CAST(:answer_text AS text), CAST(:submission_key AS uuid)
-        WHERE {_UNSPENT.format(key="CAST(:submission_key AS uuid)")} AND (
-            CAST(:versions AS text[]) IS NULL
-            OR EXISTS (SELECT 1 FROM assessment_drafts AS d WHERE {_WHOSE} AND {_SEEN.format(version=_VERSION)})
-        )
+        WHERE {_UNSPENT.format(key="CAST(:submission_key AS uuid)")}
         ON CONFLICT ({owner}, module_slug, question_id) WHERE {owner} IS NOT NULL
         DO UPDATE SET
             answer_text = excluded.answer_text,
             submission_key = excluded.submission_key,
             saved_at = statement_timestamp()
-        WHERE NOT (d.saved_at > statement_timestamp() AND d.saved_at <= clock_timestamp())
-            AND {_SEEN.format(version=_VERSION)}
+        WHERE {_NOT_NEWER}
         RETURNING {_COLUMNS}, {_VERSION} AS version
     """)
 
 
 _SAVE_OF_USER = _save("user_id")
 _SAVE_OF_TOKEN = _save("anonymous_token")
+
+# The same in place of a version that the caller has seen. It never inserts: a draft that somebody discards, or claims,
+# while this waits for him is not there any more.
+_REPLACE = text(f"""
+    UPDATE assessment_drafts AS d SET
+        answer_text = CAST(:answer_text AS text),
+        submission_key = CAST(:submission_key AS uuid),
+        saved_at = statement_timestamp()
+    WHERE {_WHOSE} AND {_SEEN.format(version=_VERSION)} AND {_NOT_NEWER}
+        AND {_UNSPENT.format(key="CAST(:submission_key AS uuid)")}
+    RETURNING {_COLUMNS}, {_VERSION} AS version
+""")
 
 # What the student can go on with.
 _READ = text(f"""
@@ -129,8 +140,8 @@ async def save_draft(
         versions: Only in place of one of these: ``version`` of rows that were returned before; ``*`` is any.
 
     Returns:
-        The stored row, with its ``version``. None where nothing was stored: an answer was submitted under this key, or another save, which
-        began later, was quicker.
+        The stored row, with its ``version``. None where nothing was stored: an answer was submitted under this key,
+        or another save, which began later, was quicker.
 
     Raises:
         InvalidInputError: A rule is broken; nothing was stored.
@@ -145,7 +156,8 @@ async def save_draft(
         "submission_key": checked_submission_key(submission_key),
         "versions": None if versions is None else list(versions),
     }
-    statement = _SAVE_OF_TOKEN if user_id is None else _SAVE_OF_USER
+    save = _SAVE_OF_TOKEN if user_id is None else _SAVE_OF_USER
+    statement = save if versions is None else _REPLACE
     with translated():
         row = next(as_dicts(await conn.execute(statement, given)), None)
         if row is None and versions is not None:

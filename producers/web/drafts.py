@@ -36,7 +36,7 @@ _VERSION = re.compile(r'(?:^|[\s,])"([0-9]+-[0-9]+)"')
 _ETAG: dict[str, Any] = {
     "ETag": {"description": "for If-Match", "schema": {"type": "string", "pattern": '^"[0-9]+-[0-9]+"$'}}
 }
-_SAVED: dict[int | str, dict[str, Any]] = {200: {"headers": _ETAG}}
+_WITH_ETAG: dict[int | str, dict[str, Any]] = {200: {"headers": _ETAG}}
 IfMatch = Annotated[
     str | SkipJsonSchema[None],
     Header(
@@ -67,7 +67,7 @@ def add_drafts(router: APIRouter, host: Host) -> None:
         summary="Keep what was written so far",
         response_model=Draft,
         response_description="It is stored, in place of what was there before.",
-        responses=_SAVED | _NOT_SAVED | problems("unknown_user", "draft_changed", body=True),
+        responses=_WITH_ETAG | _NOT_SAVED | problems("unknown_user", "draft_changed", body=True),
     )
     async def keep_draft(
         module_slug: ModuleSlug,
@@ -104,7 +104,7 @@ def add_drafts(router: APIRouter, host: Host) -> None:
         operation_id="get_draft",
         summary="Read what was written and not submitted",
         response_description="The draft.",
-        responses=_SAVED | problems("no_draft"),
+        responses=_WITH_ETAG | problems("no_draft"),
     )
     async def read_draft(
         module_slug: ModuleSlug,

@@ -18,7 +18,7 @@ from storage import (
 )
 from storage.claims import apply_claim, request_claim
 from storage.erasure import erase_responses
-from storage.errors import AccessDeniedError, StorageBusyError, StorageUnavailableError
+from storage.errors import AccessDeniedError, DraftChangedError, StorageBusyError, StorageUnavailableError
 from storage.roles import grant_roles
 from tests.factories import MODULE, QUESTION, count, submit, token
 from tests.races import blocked, committed
@@ -236,6 +236,40 @@ async def test_a_save_that_waited_for_a_later_one_changes_nothing(engine: AsyncE
     assert await late is None
     async with engine.connect() as conn:
         assert await read(conn) == "newer"
+
+
+@pytest.mark.commits
+@pytest.mark.parametrize("versions", [None, ["*"]], ids=["seen", "any"])
+@pytest.mark.parametrize("meanwhile", ["discarded", "claimed", "saved"])
+async def test_a_save_in_place_of_a_version_that_ends_while_it_waits(
+    engine: AsyncEngine, meanwhile: str, versions: list[str] | None
+) -> None:
+    """It brings no draft back, and leaves no second one under the token that was claimed."""
+    seen = await committed(engine, partial(save, anonymous_token="five", answer_text="seen"))
+    assert seen is not None
+    late_save = partial(
+        save, anonymous_token="five", answer_text="late", versions=versions or [seen["version"]]
+    )
+    ends: dict[str, Callable[[AsyncConnection], Awaitable[Any]]] = {
+        "discarded": partial(discard_draft, anonymous_token="five", module_slug=MODULE, question_id=QUESTION),
+        "claimed": partial(claim_assessment_responses, anonymous_token="five", user_id=5),
+        "saved": partial(save, anonymous_token="five", answer_text="another tab's"),
+    }
+    async with engine.connect() as other:
+        await ends[meanwhile](other)
+        async with blocked(engine, late_save) as late:
+            await other.commit()
+
+    any_is_there = versions is not None and meanwhile == "saved"
+    if any_is_there:
+        assert await late is not None
+    else:
+        with pytest.raises(DraftChangedError):
+            await late
+    left = {"discarded": None, "claimed": None, "saved": "late" if any_is_there else "another tab's"}
+    async with engine.connect() as conn:
+        assert await read(conn, anonymous_token="five") == left[meanwhile]
+        assert await count(conn, "assessment_drafts") == (meanwhile != "discarded")
 
 
 @pytest.mark.commits
