@@ -41,8 +41,13 @@ class Announcer:
         self._response_ids: list[int] = []
         self._claim_ids: list[int] = []
         self._task: asyncio.Task[None] | None = None
-        self._failing = False
+        self._failing: bool | None = None
         self._closed = False
+
+    @property
+    def is_failing(self) -> bool | None:
+        """Whether Redis did not take the last announcement; None where none has been tried."""
+        return self._failing
 
     def responses(self, response_ids: Iterable[int]) -> None:
         """Announce stored responses; returns at once."""

@@ -46,7 +46,13 @@ class SubmissionBatcher:
         self._announce = announce
         self._waiting: list[_Waiting] = []
         self._task: asyncio.Task[None] | None = None
+        self._in_commit = 0
         self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """Submissions that are not stored yet, those of the batch under way among them."""
+        return len(self._waiting) + self._in_commit
 
     async def submit(self, submission: Submission) -> dict[str, Any]:
         """Store one submission with whatever else is being submitted now.
@@ -90,6 +96,7 @@ class SubmissionBatcher:
         while self._waiting:
             batch = [waiting for waiting in self._waiting[:MAX_BATCH] if not waiting.stored.done()]
             del self._waiting[:MAX_BATCH]
+            self._in_commit = len(batch)
             try:
                 await self._store(batch)
             except BaseException as exc:
@@ -99,6 +106,8 @@ class SubmissionBatcher:
                 if not isinstance(exc, Exception):
                     raise
                 logger.exception("Storing a batch of submissions failed in a way that was not foreseen.")
+            finally:
+                self._in_commit = 0
 
     async def _store(self, batch: list[_Waiting]) -> None:
         """Store a batch; where it is refused, store its halves, until only the bad submissions fail."""

@@ -119,6 +119,16 @@ class Producer:
             )
             return traced.stored(await self._batcher.submit(submission))
 
+    @property
+    def submits_waiting(self) -> int:
+        """Submits that PostgreSQL has not committed yet; a few at any moment, and more where it is slow."""
+        return self._batcher.waiting
+
+    @property
+    def redis_is_away(self) -> bool | None:
+        """Whether Redis did not take what was announced last; None where nothing has been announced."""
+        return self._announcer.is_failing
+
     def announce(self, response_ids: Iterable[int]) -> None:
         """Tell the workers about responses that the web app stored in a transaction of its own.
 

@@ -80,6 +80,11 @@ class Feed:
         self._closed = False
         self._failures = 0
 
+    @property
+    def is_blind(self) -> bool | None:
+        """Whether it cannot look at the database just now; None while nobody listens."""
+        return self._failures > 0 if self._listeners else None
+
     def listen(self, owner: Owner, cursor: Cursor | None = None) -> Listener:
         """Begin to listen; returns at once.
 

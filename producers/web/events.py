@@ -91,6 +91,17 @@ class EventStreams:
         self._open: set[Listener] = set()
         self._watch: asyncio.Task[None] | None = None
 
+    @property
+    def open_streams(self) -> int:
+        """How many are open."""
+        return len(self._open)
+
+    @property
+    def are_blind(self) -> bool | None:
+        """Whether some feed behind them cannot look at PostgreSQL just now; None while nobody listens."""
+        looking = [feed.is_blind for feed in self._feeds.values() if feed.is_blind is not None]
+        return any(looking) if looking else None
+
     def listen(self, engine: AsyncEngine, owner: Owner, cursor: Cursor | None) -> tuple[Feed, Listener]:
         """Begin to listen; arguments and errors as of ``Feed.listen``. Give both back with :meth:`leave`."""
         if (feed := self._feeds.get(engine)) is None:

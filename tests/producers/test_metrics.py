@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
 
 from producers import open_producer
 from producers.metrics import ProducerMetrics
 from storage import InvalidInputError, StorageUnavailableError, create_engine
 from tests.factories import publish, submission
+from tests.producers.proxy import Proxy
+from tests.producers.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -40,6 +44,15 @@ class Measured:
             for family in self.registry.collect()
             for sample in family.samples
             if sample.name == "scoring_submit_seconds_count"
+        }
+
+    def gauges(self) -> dict[str, float]:
+        """What is shown of the present state."""
+        return {
+            sample.name: sample.value
+            for family in self.registry.collect()
+            for sample in family.samples
+            if family.type == "gauge"
         }
 
 
@@ -100,6 +113,60 @@ async def test_an_observer_that_fails_costs_no_answer(
     assert row["answer_text"] == CANARY
     assert "An observer failed." in caplog.text
     assert CANARY not in caplog.text
+
+
+async def test_what_waits_for_a_commit_is_shown(engine: AsyncEngine, redis: Redis) -> None:
+    """Those of the batch that PostgreSQL is asked to store, and those that gather meanwhile; none afterwards."""
+    async with engine.begin() as conn:
+        await publish(conn)
+    measured = Measured()
+    async with open_producer(engine=engine, redis=redis, observer=measured.metrics) as producer:
+        measured.metrics.watch(producer)
+        assert measured.gauges() == {"scoring_submits_waiting": 0}
+        async with engine.connect() as holder:
+            await holder.execute(text("LOCK TABLE assessment_responses"))
+            submits = [asyncio.create_task(producer.submit(**submission()))]
+            blocked = text(
+                "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid)))"
+            )
+            await eventually(lambda: holder.scalar(blocked))
+            submits += [asyncio.create_task(producer.submit(**submission())) for _ in range(2)]
+            await asyncio.sleep(0)
+            assert measured.gauges()["scoring_submits_waiting"] == 3
+            await holder.rollback()
+        await asyncio.gather(*submits)
+
+        assert measured.gauges()["scoring_submits_waiting"] == 0
+
+
+async def test_a_bell_that_does_not_ring_is_shown(engine: AsyncEngine, redis_url: str) -> None:
+    """After the first announcement, and until one is taken again."""
+    async with engine.begin() as conn:
+        await publish(conn)
+    measured = Measured()
+    url = make_url(redis_url)
+    async with Proxy(url.port or 6379) as proxy:
+        proxy.refuses = True
+        far = Redis(port=proxy.port, db=int(url.database or 0))
+        async with open_producer(engine=engine, redis=far, observer=measured.metrics) as producer:
+            measured.metrics.watch(producer)
+            assert "scoring_bell_up" not in measured.gauges()
+            await producer.submit(**submission())
+            await eventually(lambda: measured.gauges().get("scoring_bell_up") == 0)
+
+            proxy.refuses = False
+            await producer.submit(**submission())
+            await eventually(lambda: measured.gauges()["scoring_bell_up"])
+        await far.aclose()
+
+
+async def test_another_producer_takes_the_place_of_the_first(engine: AsyncEngine, redis: Redis) -> None:
+    """A process that opens one after the other, as a web app's own tests do, need not make new metrics."""
+    measured = Measured()
+    for _ in range(2):
+        async with open_producer(engine=engine, redis=redis, observer=measured.metrics) as producer:
+            measured.metrics.watch(producer)
+            assert measured.gauges() == {"scoring_submits_waiting": 0}
 
 
 def test_a_registry_takes_them_once() -> None:

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import yaml
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from producers import Producer
     from worker.runtime import Runtime
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
@@ -51,6 +52,12 @@ class Exposition:
         return name in self.samples
 
 
+class WebProcess:
+    """The state of a producer and of event streams, for their names' sake; tests/producers has real ones."""
+
+    submits_waiting, redis_is_away, open_streams, are_blind = 0, False, 1, False
+
+
 @pytest.fixture
 async def exposition(make_runtime: Callable[..., Runtime]) -> Exposition:
     """Of a worker that has measured everything once, and of a web process."""
@@ -68,7 +75,9 @@ async def exposition(make_runtime: Callable[..., Runtime]) -> Exposition:
         observer.lost(1)
         observer.claimed(1)
     web_process = CollectorRegistry()
-    ProducerMetrics(web_process).submitted("stored", 0.01)
+    in_web = ProducerMetrics(web_process)
+    in_web.submitted("stored", 0.01)
+    in_web.watch(cast("Producer", WebProcess()), WebProcess())
     text = (await metrics.exposition() + generate_latest(web_process)).decode()
     samples: dict[str, set[str]] = {}
     values: dict[str, set[str]] = {}

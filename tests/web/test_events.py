@@ -22,8 +22,10 @@ from fastapi import Request, Response  # noqa: TC002 - FastAPI reads annotations
 
 from demo.servers import free_port
 from producers.feed import FeedSettings, parse_cursor
-from producers.web import Identity, StreamSettings
+from producers.web import EventStreams, Identity, StreamSettings
+from storage import create_engine
 from storage.settlements import Settlement, settle_handoffs
+from storage.validation import Owner
 from tests.factories import handoff_of, publish, settlement, submit, token
 from tests.producers.waiting import PATIENCE_SECONDS, eventually
 from tests.races import committed
@@ -142,6 +144,28 @@ async def hosting(
 async def host(database_url: str) -> AsyncIterator[Host]:
     async with hosting(database_url) as running:
         yield running
+
+
+async def test_streams_show_how_they_stand(engine: AsyncEngine) -> None:
+    """How many are open, and whether what they look at is there, of two databases as well."""
+    streams, ada = EventStreams(StreamSettings(feed=QUICK)), Owner(1, None)
+    nowhere = create_engine(f"postgresql://127.0.0.1:{free_port()}/nothing")
+    assert (streams.open_streams, streams.are_blind) == (0, None)
+
+    seeing = streams.listen(engine, ada, None)
+    await eventually(lambda: seeing[1].is_current)
+    assert (streams.open_streams, streams.are_blind) == (1, False)
+
+    blind = streams.listen(nowhere, ada, None)
+    await eventually(lambda: streams.are_blind)
+    assert streams.open_streams == 2
+
+    streams.leave(*blind)
+    assert (streams.open_streams, streams.are_blind) == (1, False)
+    streams.leave(*seeing)
+    assert (streams.open_streams, streams.are_blind) == (0, None)
+    await streams.close()
+    await nowhere.dispose()
 
 
 async def test_a_stream_tells_how_the_caller_s_answer_fares(engine: AsyncEngine, host: Host) -> None:
