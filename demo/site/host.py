@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import Depends, Header, HTTPException, Request
+from fastapi import Depends, Header, HTTPException, Query, Request
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from demo.site.visitors import Visitor, Visitors
@@ -16,7 +16,11 @@ def the_visitors(request: Request) -> Visitors:
     return visitors
 
 
-def present_visitor(request: Request, page_of: Annotated[str | None, Header()] = None) -> Visitor | None:
+def present_visitor(
+    request: Request,
+    page_of: Annotated[str | None, Header()] = None,
+    stream_of: Annotated[str | None, Query(alias="page_of")] = None,
+) -> Visitor | None:
     """The person at the browser, unless the page that asks was loaded for another one.
 
     Cookies are of the browser, not of the tab: whoever signs in or out in one tab does so for all others, and a tab
@@ -25,6 +29,7 @@ def present_visitor(request: Request, page_of: Annotated[str | None, Header()] =
     Args:
         request: What was sent.
         page_of: The mark of the person for whom the page was loaded; None for what is no page of ours.
+        stream_of: The same, of an EventSource, which can send no header.
 
     Returns:
         None for a browser that has no cookie of ours.
@@ -34,7 +39,7 @@ def present_visitor(request: Request, page_of: Annotated[str | None, Header()] =
     """
     visitors = the_visitors(request)
     visitor = visitors.recognise(request)
-    if visitor is not None and page_of is not None and visitors.mark(visitor) != page_of:
+    if visitor is not None and {page_of, stream_of} - {None, visitors.mark(visitor)}:
         raise HTTPException(412, "Somebody else is at this browser now. Load the page again.")
     return visitor
 

@@ -80,6 +80,14 @@ class Student:
         await self.page.get_by_role("button", name="Sign in").click()
         await expect(self.page.locator("#who")).to_contain_text("Signed in as", timeout=PATIENCE_MS)
 
+    async def look(self, *, away: bool) -> None:
+        """Turn to another tab, or back; a browser under test shows all its tabs."""
+        state = "hidden" if away else "visible"
+        await self.page.evaluate(
+            f"Object.defineProperty(document, 'visibilityState', {{ value: '{state}', configurable: true }});"
+            "document.dispatchEvent(new Event('visibilitychange'))"
+        )
+
     async def stored(self) -> list[dict[str, Any]]:
         """What the server has of this student, newest first."""
         reply = await self.page.context.request.get("/assessment/responses?limit=100")

@@ -90,7 +90,7 @@ async def test_no_state_of_the_page_keeps_anybody_out(
     await student.submit()
     for state in ("waiting", "scoring", "unpublished", "failed"):
         await profile.route("**/assessment/responses?*", held(state))
-        await profile.route("**/assessment/events", lambda route: route.abort())
+        await profile.route("**/assessment/events*", lambda route: route.abort())
         await student.page.reload()
         await expect(student.cards.first.locator(".state")).to_have_attribute("data-state", state)
         await look(state)

@@ -48,6 +48,32 @@ async def test_a_draft_is_saved_by_itself_and_back_after_a_reload(profile: Brows
     await expect(student.draft_status).to_have_text("Draft saved")
 
 
+async def test_what_was_not_stored_stays_on_this_device_until_it_is_known_why(unreliable: BrowserContext) -> None:
+    """Its key was used up elsewhere, and the question what is there now gets no reply: the text must not go."""
+    student = await Student.at(unreliable)
+    await student.write("First")
+    await student.until_saved()
+    draft = await (await unreliable.request.get(DRAFT)).json()
+    answer = {name: draft[name] for name in ("module_slug", "question_id", "answer_text")}
+    key = {"Idempotency-Key": draft["submission_key"]}
+    assert (await unreliable.request.post("/assessment/responses", data=answer, headers=key)).status == 201
+
+    async def ask_in_vain(route: Route) -> None:
+        await (route.abort() if route.request.method == "GET" else route.continue_())
+
+    await unreliable.route(DRAFTS, ask_in_vain)
+    async with student.page.expect_response(DRAFTS) as tried:
+        await student.write("First, and more")
+
+    assert (await tried.value).status == 204
+    await expect(student.draft_status).to_contain_text("kept on this device", timeout=PATIENCE_MS)
+    await student.page.reload()
+    await expect(student.editor).to_have_value("First, and more")
+    await unreliable.unroute(DRAFTS)
+    await student.until_saved()
+    assert await saved_text(unreliable) == "First, and more"
+
+
 async def test_leaving_the_page_saves_what_was_just_written(profile: BrowserContext) -> None:
     """Who closes the tab a moment after the last letter has it on the server."""
     student = await Student.at(profile)

@@ -129,6 +129,21 @@ async def test_a_sleeping_tab_submits_nothing_in_the_name_of_the_next_person(sha
     assert len(await first.stored()) == before
 
 
+async def test_a_sleeping_tab_hears_nothing_of_the_next_person(shared: BrowserContext) -> None:
+    """Its stream is refused as its other calls are; it asks who is here, and begins anew for him."""
+    first = await Student.at(shared)
+    second = await deaf(shared, MEDIAN)
+    await second.look(away=True)
+    await first.sign_in(FELIX)
+    await second.page.route("**/assessment/responses?*", lambda route: route.abort())  # only the stream tells
+
+    async with second.page.expect_response("**/assessment/events*") as tried:
+        await second.look(away=False)
+
+    assert (await tried.value).status == 412
+    await expect(second.page.locator("#who")).to_contain_text("Signed in as", timeout=PATIENCE_MS)
+
+
 async def test_what_a_guest_wrote_in_any_tab_is_the_users_after_the_sign_in(shared: BrowserContext) -> None:
     """Also what the server did not have yet, and in a tab that looks at another question."""
     first = await Student.at(shared, LEAVES)

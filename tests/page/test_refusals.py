@@ -139,7 +139,7 @@ async def test_a_site_without_questions_says_so(refused: BrowserContext) -> None
     """And goes on saying so when the stream is there."""
     await refused.route("**/api/questions", answering("GET", {"status": 200, "json": []}))
     page = await refused.new_page()
-    async with page.expect_response("**/assessment/events"):
+    async with page.expect_response("**/assessment/events*"):
         await page.goto("/")
 
     await expect(page.locator("#notice")).to_have_text("No questions are published yet.")

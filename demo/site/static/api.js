@@ -66,6 +66,8 @@ const draftPath = ({ module_slug, question_id }) =>
   `/assessment/drafts/${encodeURIComponent(module_slug)}/${encodeURIComponent(question_id)}`;
 
 export const me = () => call("GET", "/api/me", { ofAnybody: true });
+export const confirmPerson = () => call("GET", "/api/me");
+export const streamAddress = () => `/assessment/events?${new URLSearchParams({ page_of: person })}`;
 export const questions = () => call("GET", "/api/questions");
 export const signIn = (userId) => call("POST", "/demo/sign-in", { body: { user_id: userId }, mayBeEmpty: true, changes: true });
 export const signOut = () => call("POST", "/demo/sign-out", { mayBeEmpty: true, changes: true });

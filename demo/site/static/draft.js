@@ -106,9 +106,10 @@ export class Draft {
       this.onStatus("refused");
       return false;
     }
-    let stored;
+    let isSpent;
     try {
-      stored = await this.#put(text, key, version, options);
+      const stored = await this.#put(text, key, version, options);
+      isSpent = !stored && this.key === key && (await this.#isSpent(key));
     } catch (error) {
       if (this.closed || options.signal.aborted) return false;
       if (error instanceof Away) {
@@ -122,7 +123,7 @@ export class Draft {
     }
     this.failures = 0;
     if (this.key !== key) return true; // submitted meanwhile
-    if (!stored && (await this.#isSpent(key))) {
+    if (isSpent) {
       if (!this.closed && this.key === key) this.onSpent();
       return false;
     }
@@ -152,13 +153,10 @@ export class Draft {
     }
   }
 
-  // Not stored: either an answer has this key, or a later text is there already.
+  // Not stored: either an answer has this key, or a later text is there already. As long as that is not known, this
+  // device keeps the text.
   async #isSpent(key) {
-    try {
-      return (await readDraft(this.question)).content?.submission_key !== key;
-    } catch {
-      return false;
-    }
+    return (await readDraft(this.question)).content?.submission_key !== key;
   }
 
   // The answer has arrived: the next letter begins another one. The server forgets a submitted draft by itself.

@@ -3,7 +3,7 @@
 const FIRST_RETRY_MS = 1_000;
 const LONGEST_RETRY_MS = 10_000;
 
-export function openFeed(url, { onResponse, onOpen, onBroken }) {
+export function openFeed(url, { onResponse, onOpen, onBroken, onRefused }) {
   let source;
   let timer;
   let retry = FIRST_RETRY_MS;
@@ -19,6 +19,7 @@ export function openFeed(url, { onResponse, onOpen, onBroken }) {
       onBroken();
       // The browser reconnects by itself after a cut, but gives up for good when it is told 503 once.
       if (source.readyState !== EventSource.CLOSED) return;
+      onRefused(); // it does not say why
       timer = setTimeout(open, retry * (0.75 + Math.random() / 2));
       retry = Math.min(retry * 2, LONGEST_RETRY_MS);
     };

@@ -1,5 +1,6 @@
 // The stream of one's own answers, while somebody looks.
 
+import { confirmPerson, streamAddress } from "./api.js";
 import { openFeed } from "./feed.js";
 import { notice, settle } from "./notices.js";
 
@@ -25,7 +26,7 @@ export class Listening {
       this.#missed = true;
       return;
     }
-    this.#close = openFeed("/assessment/events", {
+    this.#close = openFeed(streamAddress(), {
       onResponse: this.#onResponse,
       onOpen: () => {
         clearTimeout(this.#quiet);
@@ -34,6 +35,7 @@ export class Listening {
         if (this.#missed) this.#onMissed();
         this.#missed = false;
       },
+      onRefused: () => void confirmPerson().catch(() => {}),
       onBroken: () => {
         this.#missed = true;
         this.#quiet ??= setTimeout(
