@@ -48,7 +48,9 @@ async def test_a_draft_is_saved_by_itself_and_back_after_a_reload(profile: Brows
     await expect(student.draft_status).to_have_text("Draft saved")
 
 
-async def test_what_was_not_stored_stays_on_this_device_until_it_is_known_why(unreliable: BrowserContext) -> None:
+async def test_what_was_not_stored_stays_on_this_device_until_it_is_known_why(
+    unreliable: BrowserContext,
+) -> None:
     """Its key was used up elsewhere, and the question what is there now gets no reply: the text must not go."""
     student = await Student.at(unreliable)
     await student.write("First")
