@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
+from storage.actions import latest_actions
 from storage.settlements import settle_handoffs
 from tests.browser import grave_violations, new_context, overflows
 from tests.console.acting import REFUSED, TOO_LONG, bury_answers, states
@@ -101,6 +102,23 @@ async def test_a_person_retries_one(page: Page, filled: list[int], engine: Async
 
     await page.get_by_text("1 answer: will be scored again.").wait_for()
     assert (await states(engine))[filled[0]] == "open"
+
+
+async def test_a_double_click_acts_once(
+    browser: Browser, opened: Opened, filled: list[int], engine: AsyncEngine
+) -> None:
+    """Two clicks may send two forms: one of them is done and recorded, and the page that comes is a page of ours."""
+    async with new_context(browser, base_url=opened.address, viewport=DESKTOP) as (context, complaints):
+        page = await context.new_page()
+        await sign_in(page)
+        await page.goto(f"/console/ask?action=retry&response_id={filled[0]}")
+        await page.get_by_role("button", name="Retry").dblclick()
+        await page.get_by_role("status").wait_for()
+        assert complaints == []
+
+    assert (await states(engine))[filled[0]] == "open"
+    async with engine.connect() as conn:
+        assert [action["affected"] for action in await latest_actions(conn)] == [1]
 
 
 async def test_nothing_moves_under_the_readers_hands(

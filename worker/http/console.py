@@ -111,22 +111,21 @@ class Console:
         if action is None or target is None:
             return self._told(visitor, "This link is incomplete.", status=400)
         try:
-            if target.response_id is not None:
-                one = await self._looks.one_dead(target.response_id)
-                rows = [one] if one else []
+            if target.kind is not None:
+                number, row = await self._looks.of_kind(target.kind, target.until_handoff_id)
             else:
-                rows = await self._looks.page_of_dead(kind=target.kind, after_handoff_id=0)
+                row = await self._looks.one_dead(target.response_id or 0)
+                # What was dismissed can still be retried, and not be dismissed again.
+                number = int(row is not None and (action == "retry" or row["state"] == "dead"))
         except StorageError as exc:
             return self._failed(visitor, exc)
-        dead = await self._looks.dead.get()
-        kinds = dead.value["kinds"] if dead.value else []
         return self._page(
             "ask.html",
             visitor,
             action=action,
             target=target,
-            kind=next((kind for kind in kinds if kind["kind"] == target.kind), None),
-            rows=rows,
+            number=number,
+            row=row,
             rights=await self._rights(visitor),
         )
 
@@ -296,7 +295,7 @@ def _action(given: Mapping[str, str]) -> Literal["retry", "dismiss"] | None:
 
 def _target(given: Mapping[str, str]) -> Target | None:
     if (response_id := _id(given, "response_id")) is not None:
-        return Target(response_id=response_id)
+        return Target(response_id=response_id, seen_dead=given.get("seen") == "dead")
     kind, until = _kind(given), _id(given, "until")
     return None if kind is None or until is None else Target(kind=kind, until_handoff_id=until)
 
