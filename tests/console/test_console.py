@@ -135,6 +135,16 @@ async def test_the_dead_have_pages(browserless: httpx.AsyncClient, engine: Async
         assert f'<th scope="row">{ids[0]}</th>' in answer.text
 
 
+async def test_no_reason_misleads_its_reader(browserless: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    """What would turn the direction of writing, or cannot be seen, is shown as its number on every page."""
+    [response_id] = await bury_answers(engine, "It sent \u202etxt.exe\u202c \u200bor \x9b.")
+    await sign_in(browserless)
+    for path in ("/console", "/console/dead", f"/console/ask?action=retry&response_id={response_id}"):
+        page = (await browserless.get(path)).text
+        assert r"It sent \u202etxt.exe\u202c \u200bor \x9b." in page
+        assert not set(page) & set("\u202e\u202c\u200b\x9b"), path
+
+
 async def test_signing_in(browserless: httpx.AsyncClient) -> None:
     """Name and token, once: then a cookie that no script reads and no other site sends."""
     page = (await browserless.get("/console/login")).text

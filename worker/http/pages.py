@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from storage.statistics import COUNT_LIMIT
 from worker.http import charts, wording
 from worker.http.verdict import remarks
+from worker.printable import visible
 from worker.provider_report import summarize_providers
 
 if TYPE_CHECKING:
@@ -30,6 +32,11 @@ def static_file(name: str) -> tuple[bytes, str] | None:
     return None if media_type is None else ((_FOLDER / "static" / name).read_bytes(), media_type)
 
 
+def _shown(value: object) -> object:
+    """Reasons, names and hosts with what would turn the direction of writing made visible; what is a page's own stays."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def _bounded(number: int) -> str:
     return f"> {COUNT_LIMIT:,}" if number > COUNT_LIMIT else wording.count(number)
 
@@ -42,6 +49,7 @@ class Pages:
             loader=FileSystemLoader(_FOLDER / "templates"),
             autoescape=True,
             undefined=StrictUndefined,
+            finalize=_shown,
             trim_blocks=True,
             lstrip_blocks=True,
         )
