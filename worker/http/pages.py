@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from storage.statistics import COUNT_LIMIT
 from worker.http import charts, wording
@@ -34,7 +33,7 @@ def static_file(name: str) -> tuple[bytes, str] | None:
 
 def _shown(value: object) -> object:
     """Reasons, names and hosts with what would turn the direction of writing made visible; what is a page's own stays."""
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _bounded(number: int) -> str:
