@@ -219,6 +219,9 @@ async def test_without_postgresql_the_page_says_so(open_port: OpenPort, database
         assert answer.status_code == 200
         assert "PostgreSQL cannot be reached" in answer.text
         assert (await client.get("/console/dead")).status_code == 503
+        await sign_in(client)
+        shown = (await client.get("/console")).text
+        assert "login cannot be used" not in shown, "that would stay where it stands after PostgreSQL is back"
 
 
 async def test_nobody_waits_for_ever_for_those_who_look_before_him(

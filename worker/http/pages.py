@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from storage.statistics import COUNT_LIMIT
 from worker.http import charts, wording
 from worker.http.verdict import remarks
 from worker.printable import visible
@@ -36,10 +35,6 @@ def _shown(value: object) -> object:
     return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
-def _bounded(number: int) -> str:
-    return f"> {COUNT_LIMIT:,}" if number > COUNT_LIMIT else wording.count(number)
-
-
 class Pages:
     """Renders the templates beside this module, with everything escaped that comes from elsewhere."""
 
@@ -54,7 +49,7 @@ class Pages:
         )
         self._environment.filters |= {
             "count": wording.count,
-            "bounded": _bounded,
+            "bounded": wording.bounded,
             "duration": wording.duration,
             "money": wording.money,
             "decimal": wording.decimal,
@@ -87,7 +82,7 @@ class Pages:
             hour=hour,
             dead=dead,
             rights=rights,
-            remarks=remarks(status),
+            remarks=remarks(status, rights),
             providers=summarize_providers(status.value["workers"]) if status.value else [],
             charts=_charts(hour.value) if hour.value else [],
             spreads=[charts.spread(question) for question in hour.value["questions"]] if hour.value else [],
