@@ -109,7 +109,7 @@ class Console:
             return self._refused(request, visitor)
         action, target = _action(request.query_params), _target(request.query_params)
         if action is None or target is None:
-            return self._told(visitor, "This link is incomplete.", status=400)
+            return self._told(visitor, "This link is incomplete.", status=400, acting=False)
         try:
             if target.kind is not None:
                 number, row = await self._looks.of_kind(target.kind, target.until_handoff_id)
@@ -146,7 +146,7 @@ class Console:
         try:
             changed = await self._acting.perform(action, target, actor=visitor.name)
         except StorageError as exc:
-            return self._failed(visitor, exc)
+            return self._failed(visitor, exc, acting=True)
         self._looks.changed()
         return _did(visitor, action, changed)
 
@@ -228,14 +228,21 @@ class Console:
         content = self._pages.render(template, visitor=visitor, has_token=self._gate.has_token, **values)
         return HTMLResponse(content, status_code=status)
 
-    def _told(self, visitor: Visitor, sentence: str, *, status: int) -> Response:
+    def _told(self, visitor: Visitor, sentence: str, *, status: int, acting: bool = True) -> Response:
         if visitor.by_program:
             return JSONResponse({"problem": sentence}, status_code=status)
-        return self._page("told.html", visitor, sentence=sentence, status=status)
+        return self._page(
+            "told.html",
+            visitor,
+            heading="Not done" if acting else "Nothing to show",
+            sentence=sentence,
+            status=status,
+        )
 
-    def _failed(self, visitor: Visitor, exc: StorageError) -> Response:
+    def _failed(self, visitor: Visitor, exc: StorageError, *, acting: bool = False) -> Response:
         status = 503 if isinstance(exc, StorageUnavailableError) else 500
-        return self._told(visitor, f"This could not be done: {exc}", status=status)
+        said = f"This could not be {'done' if acting else 'read'}: {exc}"
+        return self._told(visitor, said, status=status, acting=acting)
 
     def _login_page(
         self, visitor: Visitor, *, problem: str | None = None, name: str = "", status: int = 200
