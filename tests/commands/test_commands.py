@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -174,6 +175,22 @@ async def test_verify_does_without_redis(commands: Commands) -> None:
     findings = await away.json("verify")
 
     assert findings[5]["holds"] is None
+
+
+async def test_verify_needs_no_redis_and_says_what_it_left_out(commands: Commands) -> None:
+    """A restored backup has none: all else is checked; no program may take that for everything."""
+    without = {name: value for name, value in commands.environment.items() if name != "SCORING_REDIS_URL"}
+    alone = replace(commands, environment=without)
+
+    ran = await alone.process("verify", "--full", "--json")
+    strict = await alone.process("verify", "--strict")
+    complete = await commands.process("verify", "--strict")
+
+    assert [finding["holds"] for finding in json.loads(ran.stdout)] == [True] * 5 + [None]
+    assert "Not checked, no. 6: Nothing in Redis" in ran.stderr
+    assert "SCORING_REDIS_URL is not set" in ran.stderr
+    assert (ran.returncode, strict.returncode, complete.returncode) == (0, 1, 0)
+    assert complete.stderr == ""
 
 
 async def test_the_dead_are_listed_shown_dismissed_and_retried(
