@@ -382,3 +382,33 @@ async def test_every_command_has_json_and_help(commands: Commands) -> None:
         assert shown.exit_code == 0
         assert "--json" in shown.stdout, path
     assert (await commands.run("--version")).stdout.strip()
+
+
+async def test_the_list_of_commands_tells_a_newcomer_all(commands: Commands) -> None:
+    """No line is cut off on a terminal of 80 columns; settings and exit statuses are there too."""
+    narrow = replace(commands, environment={**commands.environment, "COLUMNS": "80"})
+    for path in ([], ["dead"], ["questions"]):
+        shown = (await narrow.process(*path, "--help")).stdout
+        assert "..." not in shown.replace("[ARGS]...", "").replace("SCORING_...", ""), shown
+    shown = (await narrow.process("--help")).stdout
+    assert "SCORING_DATABASE_URL" in shown
+    assert "Exit status: 0 done" in shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("rescore", "--min-score", "nan", "--dry-run"),
+        ("export", "--user", "0"),
+        ("dead", "show", "9" * 20),
+        ("history", "--before", "9" * 20),
+    ],
+    ids=" ".join,
+)
+async def test_who_only_reads_is_not_told_about_storing(commands: Commands, words: tuple[str, ...]) -> None:
+    """A refusal of a command says that nothing was changed; these would have stored nothing anyway."""
+    finished = await commands.process(*words)
+
+    assert finished.returncode == 2
+    assert "nothing was changed" in finished.stderr
+    assert "store" not in finished.stderr
