@@ -37,6 +37,7 @@ _RETRY = text("""
         WHERE state <> 'open'
             AND (CAST(:response_ids AS bigint[]) IS NULL AND state = 'dead' OR response_id = ANY (:response_ids))
             AND (CAST(:reason AS text) IS NULL OR strpos(last_error, :reason) > 0)
+            AND (state = 'dead' OR NOT CAST(:only_dead AS boolean))
         ORDER BY handoff_id FOR UPDATE
     )
     UPDATE scoring_handoffs AS h SET
@@ -116,7 +117,11 @@ async def list_dead(
 
 
 async def retry_dead(
-    conn: AsyncConnection, *, response_ids: Sequence[int] | None = None, reason: str | None = None
+    conn: AsyncConnection,
+    *,
+    response_ids: Sequence[int] | None = None,
+    reason: str | None = None,
+    only_dead: bool = False,
 ) -> list[int]:
     """Make dead handoffs due again, with all their attempts.
 
@@ -125,11 +130,16 @@ async def retry_dead(
         response_ids: Those of these responses, dismissed ones too; None: all that are dead, in this one transaction.
             Where they may be many, use :func:`retry_next_dead`.
         reason: Only those whose reason contains this text.
+        only_dead: Leave dismissed ones alone: for whoever saw them dead, and does not know of the dismissal.
 
     Returns:
         The ``response_id`` of each that was revived.
     """
-    given = {"response_ids": None if response_ids is None else list(response_ids), "reason": reason}
+    given = {
+        "response_ids": None if response_ids is None else list(response_ids),
+        "reason": reason,
+        "only_dead": only_dead,
+    }
     with translated():
         return [int(response_id) for response_id in (await conn.execute(_RETRY, given)).scalars()]
 

@@ -41,6 +41,14 @@ _OF_KIND = text(f"""
     ORDER BY h.handoff_id LIMIT :limit
 """)
 
+# How many of a kind there are now, of those that were seen; bounded as what is done to them.
+_COUNT_OF_KIND = text(f"""
+    SELECT count(*) FROM (
+        SELECT 1 FROM scoring_handoffs AS h
+        WHERE h.state = 'dead' AND h.handoff_id <= :until AND {_KIND} = :kind LIMIT {COUNT_LIMIT}
+    ) AS counted
+""")
+
 # What all of a kind were seen to be: none that died since, and no more than one transaction should hold locked.
 _CHOSEN = f"""
     SELECT h.handoff_id FROM scoring_handoffs AS h
@@ -95,6 +103,13 @@ async def list_dead_of_kind(
     with translated():
         given = {"kind": kind, "after": after_handoff_id, "limit": limit}
         return list(as_dicts(await conn.execute(_OF_KIND, given)))
+
+
+async def count_of_kind(conn: AsyncConnection, *, kind: str, until_handoff_id: int) -> int:
+    """Tell how many :func:`retry_kind` or :func:`dismiss_kind` would change now."""
+    with translated():
+        given = {"kind": kind, "until": until_handoff_id}
+        return int((await conn.execute(_COUNT_OF_KIND, given)).scalar_one())
 
 
 async def retry_kind(conn: AsyncConnection, *, kind: str, until_handoff_id: int) -> list[int]:

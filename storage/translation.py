@@ -99,7 +99,7 @@ def _by_state(state: str, constraint: str) -> StorageError | None:
         )
     if state.startswith("22") or state == "23514":
         # Everything a caller can get wrong is checked before; this is what slipped through.
-        return InvalidInputError(constraint or "input", "PostgreSQL cannot store this value")
+        return InvalidInputError(constraint or "input", "PostgreSQL cannot hold this value")
     by_state = _BY_STATE.get(state) or _BY_CLASS.get(state[:2])
     return by_state() if by_state else None
 

@@ -27,33 +27,39 @@ from worker.commands import (
 from worker.commands.printing import abandon_output, is_of_output, print_whatever_the_terminal_knows
 from worker.errors import WorkerError
 
+EPILOG = """\b
+Settings are SCORING_... variables of the environment, listed in .env.example;
+all commands need SCORING_DATABASE_URL.
+
+\b
+Exit status: 0 done; 1 a check failed, or a server is away; 2 settings, input
+or usage are wrong; 130 a signal ended it, and it said where it stands."""
 app = typer.Typer(
     name="scoring",
     help="Score students' answers: run the worker, look at it, mend what needs a person.",
+    epilog=EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (
-    process.worker,
-    process.health,
-    status.status,
-    status.verify,
-    stats.stats,
-    database.migrate,
-    database.grant,
+# Each with a line that is whole in the list of commands, on a terminal of 80 columns.
+for command, line, examples in (
+    (process.worker, "Score answers until SIGTERM or Ctrl-C.", None),
+    (process.health, "Tell whether a worker runs on this host.", None),
+    (status.status, "Show what waits, what is dead, and who works.", None),
+    (status.verify, "Check that no answer is lost or scored twice.", None),
+    (stats.stats, "Show the last hour: rates, times, cost, scores.", None),
+    (database.migrate, "Create or update our tables.", None),
+    (database.grant, "Create database roles with their rights.", None),
+    (rescore.rescore, "Score answers again.", rescore.EXAMPLES),
+    (backfill.backfill, "Hand over answers from before this was installed.", backfill.EXAMPLES),
+    (purge.purge, "Delete old anonymous answers and drafts.", purge.EXAMPLES),
+    (erase.erase, "Delete all about one student.", erase.EXAMPLES),
+    (export.export, "Write all about one student, as JSON Lines.", export.EXAMPLES),
+    (history.history, "Show who did what to other people's answers.", history.EXAMPLES),
 ):
-    app.command()(command)
-for command, examples in (
-    (rescore.rescore, rescore.EXAMPLES),
-    (backfill.backfill, backfill.EXAMPLES),
-    (purge.purge, purge.EXAMPLES),
-    (erase.erase, erase.EXAMPLES),
-    (export.export, export.EXAMPLES),
-    (history.history, history.EXAMPLES),
-):
-    app.command(epilog=examples)(command)
-app.add_typer(dead.app)
+    app.command(short_help=line, epilog=examples)(command)
+app.add_typer(dead.app, short_help="List, retry or dismiss answers that could not be scored.")
 app.add_typer(questions.app)
 
 
@@ -91,7 +97,8 @@ def main() -> None:
     except StorageUnavailableError as exc:
         sys.exit(_complain(f"{exc} Is SCORING_DATABASE_URL right, and is the server running?", 1))
     except (ProducerError, StorageError) as exc:
-        sys.exit(_complain(str(exc), 2))
+        # Most commands store nothing when all is well either; what a person fears is that something was changed.
+        sys.exit(_complain(str(exc).replace("nothing was stored", "nothing was changed"), 2))
     except WorkerError as exc:
         sys.exit(_complain(str(exc), exc.exit_status))
     except OSError as exc:

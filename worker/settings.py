@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from producers.settings import ProducerSettings
+from producers.settings import DatabaseSettings, ProducerSettings
 from storage.engine import parse_database_url
 
 # Shorter ones can be guessed.
@@ -28,24 +28,29 @@ def _long_enough(token: SecretStr) -> SecretStr:
     return token
 
 
-class ScoringSettings(ProducerSettings):
-    """Everything that ops can set, each as ``SCORING_…`` in the environment."""
+class VerifySettings(DatabaseSettings):
+    """What ``scoring verify`` needs to know: what is overdue depends on these."""
 
-    slots: int = Field(
-        default=100, ge=1, le=10_000, description="answers that one process scores at the same time"
-    )
     lease_seconds: float = Field(
         default=30.0,
         ge=1,
         le=3600,
         description="how long an answer stays with a worker that stopped renewing, seconds",
     )
+    sweep_seconds: float = Field(default=1.5, ge=0.01, le=60, description="pause between two sweeps, seconds")
+
+
+class ScoringSettings(VerifySettings, ProducerSettings):
+    """Everything that ops can set, each as ``SCORING_…`` in the environment."""
+
+    slots: int = Field(
+        default=100, ge=1, le=10_000, description="answers that one process scores at the same time"
+    )
     renew_seconds: float | None = Field(
         default=None,
         ge=0.01,
         description="pause between two renewals of the leases, seconds; unset: a third of SCORING_LEASE_SECONDS",
     )
-    sweep_seconds: float = Field(default=1.5, ge=0.01, le=60, description="pause between two sweeps, seconds")
     answer_seconds: float = Field(
         default=120.0,
         ge=1,

@@ -23,11 +23,12 @@ from producers.contract import (
 from storage.translation import translated
 from storage.verification import verify_settlement, verify_timeliness
 from storage.workers import list_workers
+from worker.settings import ScoringSettings
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from worker.settings import ScoringSettings
+    from worker.settings import VerifySettings
 
 EXAMPLES = 5
 # A sweep finds it, a message travels, a worker leases it: so much longer than a sweep is still in time.
@@ -61,12 +62,13 @@ def _finding(number: int, invariant: str, broken: list[Any], note: str = "") -> 
     return Finding(number, invariant, not broken, len(broken), tuple(broken[:EXAMPLES]), note)
 
 
-async def verify(engine: AsyncEngine, settings: ScoringSettings, *, full: bool = False) -> list[Finding]:
+async def verify(engine: AsyncEngine, settings: VerifySettings, *, full: bool = False) -> list[Finding]:
     """Check all invariants.
 
     Args:
         engine: Where the tables are.
-        settings: Those of the workers: what counts as overdue depends on them.
+        settings: Those of the workers: what counts as overdue depends on them. Where they say nothing of Redis, the last
+            invariant is not checked.
         full: Look at everything, not only at what is unsettled and what came since the last time.
 
     Returns:
@@ -89,7 +91,7 @@ async def verify(engine: AsyncEngine, settings: ScoringSettings, *, full: bool =
     ]
 
 
-async def _timely(engine: AsyncEngine, settings: ScoringSettings) -> list[Finding]:
+async def _timely(engine: AsyncEngine, settings: VerifySettings) -> list[Finding]:
     """Look, and where something lies about look again after a sweep: only what is still there is broken."""
     patience_seconds = settings.sweep_seconds + TRAVEL_SECONDS
     found, workers = await _look(engine, settings, patience_seconds)
@@ -132,7 +134,7 @@ async def _timely(engine: AsyncEngine, settings: ScoringSettings) -> list[Findin
 
 
 async def _look(
-    engine: AsyncEngine, settings: ScoringSettings, patience_seconds: float
+    engine: AsyncEngine, settings: VerifySettings, patience_seconds: float
 ) -> tuple[dict[str, list[int]], list[dict[str, Any]]]:
     with translated():
         async with engine.connect() as conn:
@@ -152,9 +154,11 @@ def _is_contract(message: bytes) -> bool:
     return True
 
 
-async def _queue_is_clean(settings: ScoringSettings, *, full: bool) -> Finding:
+async def _queue_is_clean(settings: VerifySettings, *, full: bool) -> Finding:
     """Every message is JSON of the contract, which has no room for answer text."""
     invariant = "Nothing in Redis contains answer text, and no payload is pickled"
+    if not isinstance(settings, ScoringSettings):
+        return Finding(6, invariant, None, note="SCORING_REDIS_URL is not set")
     redis = settings.redis()
     try:
         ids = await redis.zrange(QUEUE_NAME, 0, -1 if full else MESSAGES - 1)

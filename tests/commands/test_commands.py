@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -174,6 +175,22 @@ async def test_verify_does_without_redis(commands: Commands) -> None:
     findings = await away.json("verify")
 
     assert findings[5]["holds"] is None
+
+
+async def test_verify_needs_no_redis_and_says_what_it_left_out(commands: Commands) -> None:
+    """A restored backup has none: all else is checked; no program may take that for everything."""
+    without = {name: value for name, value in commands.environment.items() if name != "SCORING_REDIS_URL"}
+    alone = replace(commands, environment=without)
+
+    ran = await alone.process("verify", "--full", "--json")
+    strict = await alone.process("verify", "--strict")
+    complete = await commands.process("verify", "--strict")
+
+    assert [finding["holds"] for finding in json.loads(ran.stdout)] == [True] * 5 + [None]
+    assert "Not checked, no. 6: Nothing in Redis" in ran.stderr
+    assert "SCORING_REDIS_URL is not set" in ran.stderr
+    assert (ran.returncode, strict.returncode, complete.returncode) == (0, 1, 0)
+    assert complete.stderr == ""
 
 
 async def test_the_dead_are_listed_shown_dismissed_and_retried(
@@ -365,3 +382,33 @@ async def test_every_command_has_json_and_help(commands: Commands) -> None:
         assert shown.exit_code == 0
         assert "--json" in shown.stdout, path
     assert (await commands.run("--version")).stdout.strip()
+
+
+async def test_the_list_of_commands_tells_a_newcomer_all(commands: Commands) -> None:
+    """No line is cut off on a terminal of 80 columns; settings and exit statuses are there too."""
+    narrow = replace(commands, environment={**commands.environment, "COLUMNS": "80"})
+    for path in ([], ["dead"], ["questions"]):
+        shown = (await narrow.process(*path, "--help")).stdout
+        assert "..." not in shown.replace("[ARGS]...", "").replace("SCORING_...", ""), shown
+    shown = (await narrow.process("--help")).stdout
+    assert "SCORING_DATABASE_URL" in shown
+    assert "Exit status: 0 done" in shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("rescore", "--min-score", "nan", "--dry-run"),
+        ("export", "--user", "0"),
+        ("dead", "show", "9" * 20),
+        ("history", "--before", "9" * 20),
+    ],
+    ids=" ".join,
+)
+async def test_who_only_reads_is_not_told_about_storing(commands: Commands, words: tuple[str, ...]) -> None:
+    """A refusal of a command says that nothing was changed; these would have stored nothing anyway."""
+    finished = await commands.process(*words)
+
+    assert finished.returncode == 2
+    assert "nothing was changed" in finished.stderr
+    assert "store" not in finished.stderr

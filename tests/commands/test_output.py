@@ -95,3 +95,26 @@ async def test_a_reader_who_left_is_no_error(
         os.close(write)
 
     assert (status, err) == (1, "")
+
+
+EVIL = "a\x9b2J b\x7f \u202etxt.exe\u202c c"
+
+
+@pytest.mark.parametrize("words", [("dead", "list"), ("dead", "show", "{dead}"), ("stats",)], ids=" ".join)
+async def test_no_reason_commands_a_terminal(
+    commands: Commands, engine: AsyncEngine, words: tuple[str, ...]
+) -> None:
+    """Control characters, and those that turn the direction of writing, are escaped in tables and in JSON."""
+    async with engine.begin() as conn:
+        await publish(conn)
+        dead = int((await submit(conn))["response_id"])
+        await bury(conn, dead, reason=EVIL)
+    words = tuple(word.format(dead=dead) for word in words)
+
+    told = ""
+    for given in (words, (*words, "--json")):
+        status, told, err = await printed(commands, given, stdout=asyncio.subprocess.PIPE)
+        assert (status, err) == (0, "")
+        assert not set(told) & set("\x9b\x7f\u202e\u202c"), given
+        assert "u202etxt.exe" in told
+    assert json.dumps(EVIL) in json.dumps(json.loads(told)), "JSON says the same as before"

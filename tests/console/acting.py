@@ -54,13 +54,23 @@ def field(page: str, name: str) -> str:
     return match[1]
 
 
-async def confirmed(client: httpx.AsyncClient, **query: Any) -> httpx.Response:
-    """Follow a link to the question, and answer it with yes."""
+async def asked_form(client: httpx.AsyncClient, **query: Any) -> dict[str, str]:
+    """Follow a link to the question, and fill in what its yes would send."""
     asked = await client.get("/console/ask", params=query)
     assert asked.status_code == 200, asked.text
     names = [
-        name for name in ("csrf", "action", "response_id", "kind", "until") if f'name="{name}"' in asked.text
+        name
+        for name in ("csrf", "action", "response_id", "seen", "kind", "until")
+        if f'name="{name}"' in asked.text
     ]
-    return await client.post(
-        "/console/act", data={name: field(asked.text, name) for name in names}, headers=POST
-    )
+    return {name: field(asked.text, name) for name in names}
+
+
+async def agreed(client: httpx.AsyncClient, form: dict[str, str]) -> httpx.Response:
+    """Answer a question with yes."""
+    return await client.post("/console/act", data=form, headers=POST)
+
+
+async def confirmed(client: httpx.AsyncClient, **query: Any) -> httpx.Response:
+    """Follow a link to the question, and answer it with yes."""
+    return await agreed(client, await asked_form(client, **query))

@@ -13,6 +13,8 @@ from tests.console.acting import (
     POST,
     REFUSED,
     TOO_LONG,
+    agreed,
+    asked_form,
     bury_answers,
     confirmed,
     field,
@@ -41,15 +43,18 @@ async def test_one_is_retried_after_a_question(browserless: httpx.AsyncClient, e
     await sign_in(browserless, name="Ada Ops")
     assert f"response_id={one}" in (await browserless.get("/console")).text
 
-    done = await confirmed(browserless, action="retry", response_id=one)
+    form = await asked_form(browserless, action="retry", response_id=one)
+    done = await agreed(browserless, form)
 
     assert done.status_code == 303
     assert await states(engine) == {one: "open", other: "dead"}
     page = (await browserless.get(done.headers["location"])).text
     assert "1 answer: will be scored again." in page
     assert f'<th scope="row">{one}</th>' not in page, "what was just changed is not shown as it was before"
-    again = await confirmed(browserless, action="dismiss", response_id=one)
-    assert "Somebody else was faster." in (await browserless.get(again.headers["location"])).text
+    again = await agreed(browserless, form)
+    assert (
+        "Nothing was changed: a person had acted" in (await browserless.get(again.headers["location"])).text
+    )
     async with engine.connect() as conn:
         [action] = await latest_actions(conn)
     assert (action["actor"], action["action"], action["affected"]) == ("Ada Ops", "retry", 1)
@@ -96,6 +101,45 @@ async def test_who_is_asked_about_one_sees_why_it_died(
     await confirmed(browserless, action="retry", response_id=first)
     gone = (await browserless.get("/console/ask", params=query | {"response_id": first})).text
     assert "It is not dead any more." in gone
+    assert "<button" not in gone[gone.index("<main") :], "there is nothing to confirm"
+
+
+async def test_what_is_dealt_with_already_is_not_asked_about(
+    browserless: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    """No button for a second dismissal, nor for a kind of which only later ones are dead; a retry stays possible."""
+    one, late = await bury_answers(engine, REFUSED, TOO_LONG)
+    await sign_in(browserless, name="Ada Ops")
+    kind = await kind_of(engine, REFUSED)
+    of_kind: dict[str, Any] = {"action": "retry", "kind": kind["kind"], "until": kind["until_handoff_id"]}
+    await confirmed(browserless, action="dismiss", response_id=one)
+    await bury_answers(engine, REFUSED, REFUSED)
+
+    of_one: dict[str, Any] = {"action": "dismiss", "response_id": one}
+    for query in (of_one, of_kind):
+        page = (await browserless.get("/console/ask", params=query)).text
+        assert f"nothing to {query['action']}" in page
+        assert "<button" not in page[page.index("<main") :]
+    assert (
+        "(dismissed by Ada Ops)"
+        in (await browserless.get("/console/ask", params={"action": "dismiss", "response_id": one})).text
+    )
+    await confirmed(browserless, action="retry", response_id=one)
+    assert (await states(engine))[one] == "open"
+    assert (await states(engine))[late] == "dead"
+
+
+async def test_the_question_counts_what_would_be_changed(
+    browserless: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    """Not those of the kind that died after the link was shown."""
+    await bury_answers(engine, REFUSED)
+    await sign_in(browserless)
+    kind = await kind_of(engine, REFUSED)
+    await bury_answers(engine, REFUSED, REFUSED)
+    query = {"action": "retry", "kind": kind["kind"], "until": kind["until_handoff_id"]}
+
+    assert "Retry 1 answer?" in (await browserless.get("/console/ask", params=query)).text
 
 
 @pytest.mark.parametrize(

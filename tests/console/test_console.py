@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from storage.dead_kinds import KINDS
 from storage.workers import report_worker
 from tests.console.acting import (
     POST,
@@ -21,6 +22,7 @@ from tests.console.acting import (
 )
 from tests.console.conftest import TOKEN, sign_in
 from tests.factories import submit
+from tests.producers.waiting import eventually
 from worker.http import looks
 from worker.http.sessions import COOKIE
 from worker.provider_report import ProviderReport, RateLimitReport
@@ -135,6 +137,30 @@ async def test_the_dead_have_pages(browserless: httpx.AsyncClient, engine: Async
         assert f'<th scope="row">{ids[0]}</th>' in answer.text
 
 
+async def test_what_is_left_out_of_the_reasons_is_said(
+    browserless: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    """Twenty reasons stand there; that there are more is no secret."""
+    await bury_answers(engine, *(f"Reason {number}." for number in range(KINDS)))
+    assert "most frequent reasons" not in (await browserless.get("/console")).text
+    await bury_answers(engine, "One more.")
+
+    async def said() -> bool:
+        return f"{KINDS} answers: of the oldest 10,000" in (await browserless.get("/console")).text
+
+    await eventually(said)
+
+
+async def test_no_reason_misleads_its_reader(browserless: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    """What would turn the direction of writing, or cannot be seen, is shown as its number on every page."""
+    [response_id] = await bury_answers(engine, "It sent \u202etxt.exe\u202c \u200bor \x9b.")
+    await sign_in(browserless)
+    for path in ("/console", "/console/dead", f"/console/ask?action=retry&response_id={response_id}"):
+        page = (await browserless.get(path)).text
+        assert r"It sent \u202etxt.exe\u202c \u200bor \x9b." in page
+        assert not set(page) & set("\u202e\u202c\u200b\x9b"), path
+
+
 async def test_signing_in(browserless: httpx.AsyncClient) -> None:
     """Name and token, once: then a cookie that no script reads and no other site sends."""
     page = (await browserless.get("/console/login")).text
@@ -208,7 +234,12 @@ async def test_without_postgresql_the_page_says_so(open_port: OpenPort, database
         answer = await client.get("/console")
         assert answer.status_code == 200
         assert "PostgreSQL cannot be reached" in answer.text
-        assert (await client.get("/console/dead")).status_code == 503
+        unread = await client.get("/console/dead")
+        assert unread.status_code == 503
+        assert "Not done" not in unread.text, "nobody asked for anything to be done"
+        await sign_in(client)
+        shown = (await client.get("/console")).text
+        assert "login cannot be used" not in shown, "that would stay where it stands after PostgreSQL is back"
 
 
 async def test_nobody_waits_for_ever_for_those_who_look_before_him(

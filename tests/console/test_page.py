@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
+from storage.actions import latest_actions
 from storage.settlements import settle_handoffs
 from tests.browser import grave_violations, new_context, overflows
-from tests.console.acting import REFUSED, TOO_LONG, bury_answers, states
+from tests.console.acting import REFUSED, TOO_LONG, bury_answers, kind_of, states
 from tests.console.conftest import TOKEN
 from tests.factories import lease, settlement, submit
 from tests.producers.waiting import eventually
@@ -103,6 +104,48 @@ async def test_a_person_retries_one(page: Page, filled: list[int], engine: Async
     assert (await states(engine))[filled[0]] == "open"
 
 
+async def test_reasons_as_long_as_a_page_hide_nothing(
+    page: Page, opened: Opened, engine: AsyncEngine
+) -> None:
+    """A few lines of each where many stand; whole where one is asked about, with the button on the same screen."""
+    long = "; ".join(["The model refuses it at length"] * 27)
+    [response_id, *_] = await bury_answers(engine, long, long, "unbreakable" * 80)
+    kind = await kind_of(engine, long)
+    await sign_in(page)
+    for reason in await page.locator("#dead .reason").all():
+        box = await reason.bounding_box()
+        assert box is not None
+        assert box["height"] < 100
+    await page.goto(f"/console/dead?kind={kind['kind']}")
+    assert await page.get_by_text(long).count() == 1
+    assert await page.locator("tbody tr").count() == 2
+
+    await page.goto(f"/console/ask?action=retry&response_id={response_id}")
+    assert await page.get_by_text(long).count() == 1
+    button = await page.get_by_role("button", name="Retry").bounding_box()
+    assert button is not None
+    assert button["y"] + button["height"] <= await page.evaluate("innerHeight")
+    assert await grave_violations(page) == []
+    assert not await overflows(page)
+
+
+async def test_a_double_click_acts_once(
+    browser: Browser, opened: Opened, filled: list[int], engine: AsyncEngine
+) -> None:
+    """Two clicks may send two forms: one of them is done and recorded, and the page that comes is a page of ours."""
+    async with new_context(browser, base_url=opened.address, viewport=DESKTOP) as (context, complaints):
+        page = await context.new_page()
+        await sign_in(page)
+        await page.goto(f"/console/ask?action=retry&response_id={filled[0]}")
+        await page.get_by_role("button", name="Retry").dblclick()
+        await page.get_by_role("status").wait_for()
+        assert complaints == []
+
+    assert (await states(engine))[filled[0]] == "open"
+    async with engine.connect() as conn:
+        assert [action["affected"] for action in await latest_actions(conn)] == [1]
+
+
 async def test_nothing_moves_under_the_readers_hands(
     browser: Browser, opened: Opened, filled: list[int], engine: AsyncEngine
 ) -> None:
@@ -125,7 +168,7 @@ async def test_nothing_moves_under_the_readers_hands(
         scores = page.locator("#throughput .legend strong").nth(1)
 
         async def redrawn() -> bool:
-            return await scores.inner_text() == "8"
+            return await scores.inner_text() == "8/h"
 
         await eventually(redrawn, patience_seconds=40)
         assert await page.locator("#throughput details").evaluate("details => details.open")

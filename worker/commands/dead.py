@@ -37,7 +37,9 @@ RETRY_EXAMPLES = examples(
 )
 DISMISS_EXAMPLES = examples("scoring dead dismiss 4711 4712 --by 'Ada Ops'")
 _MOST_NAMED = 100
-ResponseIds = Annotated[list[int] | None, typer.Argument(metavar="RESPONSE_ID", help="Which responses.")]
+ResponseIds = Annotated[
+    list[int] | None, typer.Argument(metavar="RESPONSE_ID", help="Which responses; dismissed ones too.")
+]
 
 
 def _report(action: str, done: list[int], asked: list[int] | None, *, as_json: bool) -> None:
@@ -106,8 +108,15 @@ def list_(
 
 
 @app.command()
-def show(response_id: int, *, as_json: AsJson = False) -> None:
-    """Show all that is known about one dead answer, except its text."""
+def show(
+    response_id: Annotated[int, typer.Argument(metavar="RESPONSE_ID", help="Which response.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Show all that is known about one dead answer, except its text.
+
+    A dismissed one too. Exits with 1 if it is neither.
+    """
 
     async def run() -> list[dict[str, Any]]:
         async with connection(DatabaseSettings.from_environment()) as conn:
@@ -115,7 +124,7 @@ def show(response_id: int, *, as_json: AsJson = False) -> None:
 
     rows = asyncio.run(run())
     if not rows:
-        typer.echo(f"Response {response_id} is not dead, or does not exist.", err=True)
+        typer.echo(f"Response {response_id} is neither dead nor dismissed, or does not exist.", err=True)
         raise typer.Exit(1)
     if as_json:
         print_json(rows[0])

@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from worker.printable import visible, visible_json
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -63,14 +65,14 @@ def _plain(value: Any) -> Any:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document; where the encoding is not UTF-8, with the escapes of JSON."""
+    """Print one JSON document; what a terminal would obey with the escapes of JSON, and all else where it is not UTF-8."""
     plain_ascii = "utf" not in (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
-    typer.echo(json.dumps(value, default=_plain, indent=2, ensure_ascii=plain_ascii))
+    typer.echo(visible_json(json.dumps(value, default=_plain, indent=2, ensure_ascii=plain_ascii)))
 
 
 def json_line(value: Any) -> str:
     """One JSON document in one line, with its end."""
-    return json.dumps(value, default=_plain, ensure_ascii=False) + "\n"
+    return visible_json(json.dumps(value, default=_plain, ensure_ascii=False)) + "\n"
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
@@ -98,9 +100,4 @@ def _cell(value: Any) -> str:
         case datetime():
             return f"{value:%Y-%m-%d %H:%M:%S}"
         case _:
-            return escape(_visible(str(value)))
-
-
-def _visible(value: str) -> str:
-    """A text without what a terminal would obey: a reason may come from a model, a name from a web app."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in value)
+            return escape(visible(str(value)))

@@ -60,10 +60,14 @@ def rescore(
         datetime | None, typer.Option(parser=moment, metavar="TIME", help="Only scores before then.")
     ] = None,
     min_score: Annotated[
-        float | None, typer.Option(metavar="SCORE", help="Only overall scores from here up.")
+        float | None,
+        typer.Option(
+            metavar="SCORE", help="Only overall scores from here up, on the scale of their question."
+        ),
     ] = None,
     max_score: Annotated[
-        float | None, typer.Option(metavar="SCORE", help="Only overall scores up to here.")
+        float | None,
+        typer.Option(metavar="SCORE", help="Only overall scores up to here, on the scale of their question."),
     ] = None,
     model: Annotated[str | None, typer.Option(metavar="ID", help="Only scores of this model.")] = None,
     not_model: Annotated[str | None, typer.Option(metavar="ID", help="Only scores of other models.")] = None,

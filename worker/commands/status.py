@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +14,7 @@ from storage.workers import list_workers
 from worker.commands.database import connection
 from worker.commands.printing import AsJson, console, print_json, table
 from worker.provider_report import summarize_providers
-from worker.settings import ScoringSettings
+from worker.settings import ScoringSettings, VerifySettings
 
 if TYPE_CHECKING:
     from worker.provider_report import ProviderSummary
@@ -100,16 +101,21 @@ def verify(
     full: Annotated[
         bool, typer.Option("--full", help="Look at everything ever stored, not only at what is new.")
     ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 also where something was not checked.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check that no answer is lost and none is scored twice. Exits with 1 where an invariant is broken.
 
     Looks at what is unsettled and at what came since the last time. What could not be checked, because no worker
-    runs for example, does not count as broken.
+    runs or SCORING_REDIS_URL is not set, is named on standard error, and does not count as broken without --strict.
     """
     from worker.verification import verify as check  # noqa: PLC0415 - keeps `scoring health` quick
 
-    settings = ScoringSettings.from_environment()
+    # Only one of the invariants is about Redis, and where a backup is looked at there may be none.
+    kind = ScoringSettings if os.environ.get("SCORING_REDIS_URL") else VerifySettings
+    settings: VerifySettings = kind.from_environment()
 
     async def run() -> list[Finding]:
         engine = settings.engine()
@@ -134,4 +140,8 @@ def verify(
             for finding in findings
         ]
         console().print(table("Invariants", ("no.", "invariant", "result", "found", "examples, notes"), rows))
-    raise typer.Exit(1 if any(finding.holds is False for finding in findings) else 0)
+    unchecked = [finding for finding in findings if finding.holds is None]
+    for finding in unchecked:
+        typer.echo(f"Not checked, no. {finding.number}: {finding.invariant} ({finding.note}).", err=True)
+    broken = any(finding.holds is False for finding in findings)
+    raise typer.Exit(1 if broken or (strict and unchecked) else 0)

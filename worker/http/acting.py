@@ -26,9 +26,13 @@ RECORDED_IDS = 100
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is to be acted on: one response, or all of a kind up to the last one that was seen."""
+    """What is to be acted on: one response, or all of a kind up to the last one that was seen.
+
+    ``seen_dead``: who asks saw it dead, so a dismissal that came between is not undone.
+    """
 
     response_id: int | None = None
+    seen_dead: bool = False
     kind: str | None = None
     until_handoff_id: int = 0
 
@@ -119,7 +123,7 @@ async def _act(
     if target.response_id is None:
         return []
     if action == "retry":
-        return await retry_dead(conn, response_ids=[target.response_id])
+        return await retry_dead(conn, response_ids=[target.response_id], only_dead=target.seen_dead)
     return await dismiss_dead(conn, response_ids=[target.response_id], dismissed_by=actor)
 
 

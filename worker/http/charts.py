@@ -101,7 +101,7 @@ def throughput(hour: dict[str, Any]) -> Chart:
     whole = hour["hour"]
     return Chart(
         slug="throughput",
-        title="Throughput",
+        title="Throughput a minute",
         description=f"A minute at a time: {wording.count(whole['answers'])} answers came and {wording.count(whole['scores'])} scores were "
         f"written within the last hour; at most {wording.count(max(answers))} answers and "
         f"{wording.count(max(scores))} scores in one minute.",
@@ -109,10 +109,13 @@ def throughput(hour: dict[str, Any]) -> Chart:
         middle=wording.count(top / 2),
         times=_times(minutes),
         series=[
-            Series("scores", "bars", bars(scores, top), wording.count(whole["scores"])),
+            Series("scores", "bars", bars(scores, top), f"{wording.count(whole['scores'])}/h"),
             # Without the minute that is not over: it would look as if nobody came any more.
             Series(
-                "answers", "line strong", line([*answers[:-1], None], top), wording.count(whole["answers"])
+                "answers",
+                "line strong",
+                line([*answers[:-1], None], top),
+                f"{wording.count(whole['answers'])}/h",
             ),
         ],
         columns=["from, UTC", "answers", "scores"],

@@ -109,24 +109,23 @@ class Console:
             return self._refused(request, visitor)
         action, target = _action(request.query_params), _target(request.query_params)
         if action is None or target is None:
-            return self._told(visitor, "This link is incomplete.", status=400)
+            return self._told(visitor, "This link is incomplete.", status=400, acting=False)
         try:
-            if target.response_id is not None:
-                one = await self._looks.one_dead(target.response_id)
-                rows = [one] if one else []
+            if target.kind is not None:
+                number, row = await self._looks.of_kind(target.kind, target.until_handoff_id)
             else:
-                rows = await self._looks.page_of_dead(kind=target.kind, after_handoff_id=0)
+                row = await self._looks.one_dead(target.response_id or 0)
+                # What was dismissed can still be retried, and not be dismissed again.
+                number = int(row is not None and (action == "retry" or row["state"] == "dead"))
         except StorageError as exc:
             return self._failed(visitor, exc)
-        dead = await self._looks.dead.get()
-        kinds = dead.value["kinds"] if dead.value else []
         return self._page(
             "ask.html",
             visitor,
             action=action,
             target=target,
-            kind=next((kind for kind in kinds if kind["kind"] == target.kind), None),
-            rows=rows,
+            number=number,
+            row=row,
             rights=await self._rights(visitor),
         )
 
@@ -147,7 +146,7 @@ class Console:
         try:
             changed = await self._acting.perform(action, target, actor=visitor.name)
         except StorageError as exc:
-            return self._failed(visitor, exc)
+            return self._failed(visitor, exc, acting=True)
         self._looks.changed()
         return _did(visitor, action, changed)
 
@@ -229,14 +228,21 @@ class Console:
         content = self._pages.render(template, visitor=visitor, has_token=self._gate.has_token, **values)
         return HTMLResponse(content, status_code=status)
 
-    def _told(self, visitor: Visitor, sentence: str, *, status: int) -> Response:
+    def _told(self, visitor: Visitor, sentence: str, *, status: int, acting: bool = True) -> Response:
         if visitor.by_program:
             return JSONResponse({"problem": sentence}, status_code=status)
-        return self._page("told.html", visitor, sentence=sentence, status=status)
+        return self._page(
+            "told.html",
+            visitor,
+            heading="Not done" if acting else "Nothing to show",
+            sentence=sentence,
+            status=status,
+        )
 
-    def _failed(self, visitor: Visitor, exc: StorageError) -> Response:
+    def _failed(self, visitor: Visitor, exc: StorageError, *, acting: bool = False) -> Response:
         status = 503 if isinstance(exc, StorageUnavailableError) else 500
-        return self._told(visitor, f"This could not be done: {exc}", status=status)
+        said = f"This could not be {'done' if acting else 'read'}: {exc}"
+        return self._told(visitor, said, status=status, acting=acting)
 
     def _login_page(
         self, visitor: Visitor, *, problem: str | None = None, name: str = "", status: int = 200
@@ -296,7 +302,7 @@ def _action(given: Mapping[str, str]) -> Literal["retry", "dismiss"] | None:
 
 def _target(given: Mapping[str, str]) -> Target | None:
     if (response_id := _id(given, "response_id")) is not None:
-        return Target(response_id=response_id)
+        return Target(response_id=response_id, seen_dead=given.get("seen") == "dead")
     kind, until = _kind(given), _id(given, "until")
     return None if kind is None or until is None else Target(kind=kind, until_handoff_id=until)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from storage.activity import last_hour
 from storage.dead import list_dead
-from storage.dead_kinds import dead_kinds, list_dead_of_kind
+from storage.dead_kinds import count_of_kind, dead_kinds, list_dead_of_kind
 from storage.errors import StorageError, StorageUnavailableError
 from storage.reading import reading
 from storage.statistics import handoff_statistics
@@ -84,6 +84,18 @@ class Looks:
                 if kind is None:
                     return await list_dead(conn, after_handoff_id=after_handoff_id, limit=PAGE)
                 return await list_dead_of_kind(conn, kind=kind, after_handoff_id=after_handoff_id, limit=PAGE)
+
+    async def of_kind(self, kind: str, until_handoff_id: int) -> tuple[int, dict[str, Any] | None]:
+        """Count the dead of one kind up to the last one that was seen, and read the oldest.
+
+        Raises:
+            StorageError: PostgreSQL is away, or takes too long.
+        """
+        with translated():
+            async with self._reading() as conn:
+                number = await count_of_kind(conn, kind=kind, until_handoff_id=until_handoff_id)
+                oldest = await list_dead_of_kind(conn, kind=kind, limit=1) if number else []
+        return number, next(iter(oldest), None)
 
     async def one_dead(self, response_id: int) -> dict[str, Any] | None:
         """Read what is known of one dead or dismissed answer; None where it is neither.

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from storage.statistics import COUNT_LIMIT
 from worker.http import charts, wording
 from worker.http.verdict import remarks
+from worker.printable import visible
 from worker.provider_report import summarize_providers
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ def static_file(name: str) -> tuple[bytes, str] | None:
     return None if media_type is None else ((_FOLDER / "static" / name).read_bytes(), media_type)
 
 
-def _bounded(number: int) -> str:
-    return f"> {COUNT_LIMIT:,}" if number > COUNT_LIMIT else wording.count(number)
+def _shown(value: object) -> object:
+    """Reasons, names and hosts with what would turn the direction of writing made visible; what is a page's own stays."""
+    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 class Pages:
@@ -42,12 +43,13 @@ class Pages:
             loader=FileSystemLoader(_FOLDER / "templates"),
             autoescape=True,
             undefined=StrictUndefined,
+            finalize=_shown,
             trim_blocks=True,
             lstrip_blocks=True,
         )
         self._environment.filters |= {
             "count": wording.count,
-            "bounded": _bounded,
+            "bounded": wording.bounded,
             "duration": wording.duration,
             "money": wording.money,
             "decimal": wording.decimal,
@@ -80,7 +82,7 @@ class Pages:
             hour=hour,
             dead=dead,
             rights=rights,
-            remarks=remarks(status),
+            remarks=remarks(status, rights),
             providers=summarize_providers(status.value["workers"]) if status.value else [],
             charts=_charts(hour.value) if hour.value else [],
             spreads=[charts.spread(question) for question in hour.value["questions"]] if hour.value else [],

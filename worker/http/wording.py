@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import MAXYEAR, UTC, datetime
 
+from storage.statistics import COUNT_LIMIT
+
 NOTHING = "\N{EN DASH}"
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 # From here on a number is written in millions, an amount in full cents.
@@ -15,6 +17,11 @@ def count(value: float | None) -> str:
     if value is None:
         return NOTHING
     return f"{value / _MANY:,.2f} M" if value >= _MANY else f"{value:,.0f}"
+
+
+def bounded(number: int) -> str:
+    """A count of handoffs, which ends at a limit."""
+    return f"> {COUNT_LIMIT:,}" if number > COUNT_LIMIT else count(number)
 
 
 def duration(seconds: float | None) -> str:
@@ -63,5 +70,7 @@ def clock(at: datetime | None) -> str:
 
 
 def answers(number: int) -> str:
-    """How many answers, in words that agree."""
+    """How many answers, in words that agree; beyond the limit of a count, more than that."""
+    if number > COUNT_LIMIT:
+        return f"More than {COUNT_LIMIT:,} answers"
     return "1 answer" if number == 1 else f"{count(number)} answers"
