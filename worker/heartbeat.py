@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 PERIOD_SECONDS = 4.0
 # Good-bye is a courtesy: a PostgreSQL that hangs must not hold up the end of the process.
 LEAVE_SECONDS = 2.0
+# The one note of a worker that takes as much as it could.
+REDIS_IS_AWAY = "Redis is away"
 
 
 class Heartbeat:
@@ -86,7 +88,7 @@ class Heartbeat:
                     version=self._version,
                     slots=self._pool.slots,
                     free_slots=self._intake.allowance,
-                    note=self._intake.note or ("Redis is away" if self._redis_is_away() else None),
+                    note=self._intake.note or (REDIS_IS_AWAY if self._redis_is_away() else None),
                     provider=self._about_provider(),
                 )
 

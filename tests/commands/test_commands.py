@@ -384,6 +384,20 @@ async def test_every_command_has_json_and_help(commands: Commands) -> None:
     assert (await commands.run("--version")).stdout.strip()
 
 
+async def test_a_page_that_is_full_leads_to_the_next(commands: Commands, engine: AsyncEngine) -> None:
+    """Whoever sees a hundred dead does not take them for all."""
+    async with engine.begin() as conn:
+        await publish(conn)
+        for _ in range(3):
+            await bury(conn, (await submit(conn))["response_id"])
+
+    first = (await commands.run("dead", "list", "--limit", "2")).stdout
+    rows = await commands.json("dead", "list", "--limit", "2")
+
+    assert f"There may be more: --after {rows[-1]['handoff_id']}" in first
+    assert "There may be more" not in (await commands.run("dead", "list")).stdout
+
+
 async def test_the_list_of_commands_tells_a_newcomer_all(commands: Commands) -> None:
     """No line is cut off on a terminal of 80 columns; settings and exit statuses are there too."""
     narrow = replace(commands, environment={**commands.environment, "COLUMNS": "80"})

@@ -89,7 +89,8 @@ def test_a_picture_says_in_words_what_it_shows() -> None:
     rates, times = charts.throughput(hour), charts.times(hour, "pickup_seconds", "Pickup", "How long.")
 
     assert "7 answers came and 5 scores were written" in rates.description
-    assert [series.figure for series in rates.series] == ["5/h", "7/h"], "beside an axis of minutes"
+    assert [series.figure for series in rates.series] == ["5/h", "7/h"]
+    assert rates.top == "8/min", "the axis has another unit than the sums beside it"
     assert rates.rows[3] == ["11:04", "7", "5"]
     assert times.description == "How long. Over the last hour: p50 10 ms, p95 200 ms, p99 3.0 s."
     assert times.rows[3] == ["11:04", "10 ms", "200 ms", "3.0 s"]

@@ -103,6 +103,29 @@ async def test_a_command_beside_a_console(
     assert await recorded(engine) == [("Ada", "retry", 1)]
 
 
+async def test_a_command_retries_all_while_a_console_dismisses_them(
+    opened: Opened, engine: AsyncEngine, database_url: str
+) -> None:
+    """No answer is done twice, and record, command and console agree about who had how many."""
+    ids = await bury_answers(engine, *[REFUSED] * 40)
+    kind = await kind_of(engine, REFUSED)
+    commands = Commands({"SCORING_DATABASE_URL": database_url})
+    async with opened.client() as ada:
+        await sign_in(ada, name="Ada")
+        form = await asked_form(ada, action="dismiss", kind=kind["kind"], until=kind["until_handoff_id"])
+        told, answer = await asyncio.gather(
+            commands.json("dead", "retry", "--all", "--by", "Bob"), agreed(ada, form)
+        )
+
+    dismissed = int(answer.headers["location"].rpartition("=")[2])
+    ended = list((await states(engine)).values())
+    assert (ended.count("open"), ended.count("dismissed")) == (len(told["retried"]), dismissed)
+    assert len(told["retried"]) + dismissed == len(ids)
+    assert set(await recorded(engine)) == {
+        each for each in (("Bob", "retry", len(told["retried"])), ("Ada", "dismiss", dismissed)) if each[2]
+    }
+
+
 @pytest.mark.parametrize("first", ["retry", "dismiss"])
 async def test_who_waits_for_the_other_looks_again(engine: AsyncEngine, first: str) -> None:
     """Whoever comes to the row while the other holds it decides by what it is afterwards."""

@@ -105,6 +105,8 @@ def list_(
     )
     shown = [[str(row[field]) if field.endswith("_id") else row[field] for field in fields] for row in rows]
     console().print(table("Dead answers", columns, shown))
+    if len(rows) == limit:
+        typer.echo(f"There may be more: --after {rows[-1]['handoff_id']}")
 
 
 @app.command()

@@ -33,7 +33,11 @@ _STATES = (
 
 
 def status(*, as_json: AsJson = False) -> None:
-    """Show what waits, what is worked on, what is dead, how fast it goes, and who works."""
+    """Show what waits, what is worked on, what is dead, how fast it goes, and who works.
+
+    Counting stops at 10,000, so that a look at a backlog of millions costs little. With --json a count above
+    counted_up_to means: more than that.
+    """
 
     async def run() -> tuple[dict[str, Any], list[dict[str, Any]]]:
         async with connection(DatabaseSettings.from_environment()) as conn:
@@ -41,7 +45,7 @@ def status(*, as_json: AsJson = False) -> None:
 
     statistics, workers = asyncio.run(run())
     if as_json:
-        print_json(statistics | {"workers": workers})
+        print_json(statistics | {"counted_up_to": COUNT_LIMIT, "workers": workers})
         return
     out = console()
     rows = [(label, _bounded(statistics[name]), meaning) for label, name, meaning in _STATES]

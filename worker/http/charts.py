@@ -101,11 +101,11 @@ def throughput(hour: dict[str, Any]) -> Chart:
     whole = hour["hour"]
     return Chart(
         slug="throughput",
-        title="Throughput a minute",
+        title="Throughput",
         description=f"A minute at a time: {wording.count(whole['answers'])} answers came and {wording.count(whole['scores'])} scores were "
         f"written within the last hour; at most {wording.count(max(answers))} answers and "
         f"{wording.count(max(scores))} scores in one minute.",
-        top=wording.count(top),
+        top=f"{wording.count(top)}/min",
         middle=wording.count(top / 2),
         times=_times(minutes),
         series=[

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from worker.heartbeat import REDIS_IS_AWAY
 from worker.http import charts, wording
 from worker.http.verdict import remarks
 from worker.printable import visible
@@ -28,6 +29,16 @@ def static_file(name: str) -> tuple[bytes, str] | None:
     """A file that pages refer to, with its media type; None where there is no such file."""
     media_type = _STATIC.get(name)
     return None if media_type is None else ((_FOLDER / "static" / name).read_bytes(), media_type)
+
+
+def _used(worker: dict[str, Any]) -> int | None:
+    """How many slots hold an answer; None where nobody knows.
+
+    A worker says how much it would take. With its breaker open, or while it stops, that is little though it holds nothing.
+    """
+    if worker["note"] not in {None, REDIS_IS_AWAY}:
+        return None
+    return max(int(worker["slots"] - worker["free_slots"]), 0)
 
 
 def _shown(value: object) -> object:
@@ -56,6 +67,7 @@ class Pages:
             "moment": wording.moment,
             "clock": wording.clock,
             "answers": wording.answers,
+            "used": _used,
         }
         self._live: tuple[tuple[object, ...], str] | None = None
 
