@@ -54,4 +54,7 @@ class Guards:
 def _is_our_own(headers: Headers) -> bool:
     """Whether our own page sent this, or no browser at all: browsers always name the origin here."""
     origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == headers.get("host")
+    try:
+        return origin is None or urlsplit(origin).netloc == headers.get("host")
+    except ValueError:  # it is no address
+        return False

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from typing import TYPE_CHECKING
 
 import pytest
 from playwright.async_api import expect
 
-from tests.page.student import GOOD_ANSWER, PATIENCE_MS, Student
+from tests.page.student import GOOD_ANSWER, LEAVES, PATIENCE_MS, Student
 from tests.producers.waiting import eventually
 
 if TYPE_CHECKING:
@@ -19,6 +21,9 @@ pytestmark = pytest.mark.processes
 
 DRAFTS = "**/assessment/drafts/**"
 RESPONSES = "**/assessment/responses"
+OTHER_QUESTION = "#/thinking-with-data/ten-thousand-clicks"
+# Longer than the page ever waits before it tries again.
+LONGEST_RETRY_MS = 20_000
 DRAFT = "/assessment/drafts/photosynthesis/why-leaves-are-green"
 
 
@@ -265,6 +270,100 @@ async def test_two_tabs_write_one_draft_and_submit_one_answer(profile: BrowserCo
     await first.until_scored()
     await second.until_scored()
     assert len(await first.stored()) == 1
+
+
+async def test_what_one_tab_writes_while_another_submits_is_kept(profile: BrowserContext) -> None:
+    """The answer that arrives is the text that was sent; what was added meanwhile is a draft of its own."""
+    first, second = await Student.at(profile), await Student.at(profile)
+    sent, may_arrive = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        sent.set()
+        await may_arrive.wait()
+        await route.continue_()
+
+    await first.page.route(RESPONSES, hold)
+    await first.write(GOOD_ANSWER)
+    await expect(second.editor).to_have_value(GOOD_ANSWER)
+    await first.button.click()
+    await sent.wait()
+    await second.write(f"{GOOD_ANSWER} And more.")
+    may_arrive.set()
+
+    await expect(second.cards).to_have_count(1, timeout=PATIENCE_MS)
+    await expect(second.editor).to_have_value(f"{GOOD_ANSWER} And more.")
+    await expect(first.editor).to_have_value(f"{GOOD_ANSWER} And more.")
+
+    async def saved() -> bool:
+        return await saved_text(profile) == f"{GOOD_ANSWER} And more."
+
+    await eventually(saved)
+    await second.button.click()
+    await expect(second.cards).to_have_count(2, timeout=PATIENCE_MS)
+    assert [answer["answer_text"] for answer in await second.stored()] == [
+        f"{GOOD_ANSWER} And more.",
+        GOOD_ANSWER,
+    ]
+
+
+async def begin_in_a_tunnel(student: Student, text: str) -> None:
+    """Write, so that it stays on this device, and turn to another question while the page tries again."""
+    await student.page.route(DRAFTS, lambda route: route.abort())
+    await student.write(text)
+    await expect(student.draft_status).to_contain_text("kept on this device", timeout=PATIENCE_MS)
+    await student.page.evaluate(f"location.hash = '{OTHER_QUESTION}'")
+    await expect(student.page.locator("#module")).to_have_text("Thinking with data")
+
+
+def texts_sent(student: Student) -> list[str]:
+    """The drafts that this tab sends from now on."""
+    sent: list[str] = []
+
+    def note(request: Request) -> None:
+        if request.method == "PUT":
+            sent.append(json.loads(request.post_data or "null")["answer_text"])
+
+    student.page.on("request", note)
+    return sent
+
+
+async def test_who_comes_back_to_a_question_writes_one_draft(unreliable: BrowserContext) -> None:
+    """What could not be saved when the student turned away is not tried again over what he has written since."""
+    student = Student(await unreliable.new_page())
+    await student.page.clock.install()
+    await student.page.goto(LEAVES)
+    await begin_in_a_tunnel(student, "Begun")
+    await student.page.go_back()
+    await expect(student.editor).to_have_value("Begun")
+    await student.write("Begun and ended")
+    await expect(student.draft_status).to_contain_text("kept on this device", timeout=PATIENCE_MS)
+
+    sent = texts_sent(student)
+    await student.page.unroute(DRAFTS)
+    await student.page.evaluate("dispatchEvent(new Event('online'))")
+    await student.until_saved()
+    await student.page.clock.run_for(LONGEST_RETRY_MS)
+
+    await student.write("Begun and ended, and checked")
+    await student.until_saved()
+    assert set(sent) == {"Begun and ended", "Begun and ended, and checked"}
+
+
+async def test_what_a_guest_could_not_save_is_not_sent_again_as_the_users(unreliable: BrowserContext) -> None:
+    """It goes with the sign-in, as every draft does; a later try would replace what the user has there."""
+    student = Student(await unreliable.new_page())
+    await student.page.clock.install()
+    await student.page.goto(LEAVES)
+    await begin_in_a_tunnel(student, "Begun as a guest")
+    await student.page.unroute(DRAFTS)
+    await student.sign_in(104)
+
+    sent = texts_sent(student)
+    await student.page.clock.run_for(LONGEST_RETRY_MS)
+
+    await student.write("Of the other question")
+    await student.until_saved()
+    assert sent == ["Of the other question"]
 
 
 async def test_two_tabs_that_know_nothing_of_each_other_submit_one_answer(

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.processes
 
+ANSWER = {"module_slug": "photosynthesis", "question_id": "why-leaves-are-green"}
+# The stream may tell again of what was scored a moment ago, and brings its cards: where the list is to speak alone.
+SILENCE = {"status": 200, "content_type": "text/event-stream", "body": ""}
+
 MARKUP = (
     '<img src=x onerror="document.title=\'hacked\'"><b id="injected">bold</b> & <script>alert(1)</script>'
 )
@@ -79,16 +83,10 @@ async def test_more_than_a_page_of_answers_can_be_read(profile: BrowserContext) 
     for number in range(23):
         reply = await profile.request.post(
             "/assessment/responses",
-            data={
-                "module_slug": "photosynthesis",
-                "question_id": "why-leaves-are-green",
-                "answer_text": f"Answer {number}",
-            },
+            data=ANSWER | {"answer_text": f"Answer {number}"},
         )
         assert reply.status == 201
-    # The stream may tell again of what was scored a moment ago, and brings its cards: here the list speaks alone.
-    silence = {"status": 200, "content_type": "text/event-stream", "body": ""}
-    await profile.route("**/assessment/events*", lambda route: route.fulfill(**silence))
+    await profile.route("**/assessment/events*", lambda route: route.fulfill(**SILENCE))
     await student.page.reload()
     await expect(student.cards).to_have_count(20)
 
@@ -222,6 +220,31 @@ async def test_everything_can_be_done_from_the_keyboard(profile: BrowserContext)
     await expect(student.cards.first.locator("blockquote")).to_be_hidden()
     await keyboard.press("Space")
     await expect(student.cards.first.locator("blockquote")).to_be_visible()
+
+
+async def test_the_focus_stays_where_the_work_goes_on(profile: BrowserContext) -> None:
+    """A button that does its last work and vanishes hands the focus on: a keyboard does not start from the top."""
+    student = await Student.at(profile)
+    for number in range(21):
+        reply = await profile.request.post(
+            "/assessment/responses", data=ANSWER | {"answer_text": f"Answer {number}"}
+        )
+        assert reply.status == 201
+    await profile.route("**/assessment/events*", lambda route: route.fulfill(**SILENCE))
+    await student.page.reload()
+    await expect(student.cards).to_have_count(20)
+
+    await student.page.get_by_role("button", name="Show earlier answers").press("Enter")
+    await expect(student.cards.last.locator("summary")).to_be_focused()
+
+
+async def test_the_focus_stays_at_the_sign_in(profile: BrowserContext) -> None:
+    """Where its button was, the one for signing out is."""
+    student = await Student.at(profile)
+
+    await student.page.get_by_role("button", name="Sign in").press("Enter")
+
+    await expect(student.page.get_by_role("button", name="Sign out", exact=True)).to_be_focused()
 
 
 async def test_another_question_has_answers_and_a_draft_of_its_own(profile: BrowserContext) -> None:

@@ -120,6 +120,7 @@ async def test_another_sites_page_may_do_nothing(client: httpx.AsyncClient) -> N
 
     assert (await client.post("/demo/processes/worker/kill", headers=foreign)).status_code == 403
     assert (await client.post("/demo/sign-in", json={"user_id": 105}, headers=foreign)).status_code == 403
+    assert (await client.post("/demo/sign-out", headers={"origin": "http://["})).status_code == 403
     assert (await client.get("/", headers={"host": "elsewhere.example"})).status_code == 400
     assert (await client.get("/demo/processes")).json() == before
 

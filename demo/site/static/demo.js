@@ -99,7 +99,9 @@ export function showStudents({ user, students }) {
     ...students.map(({ id, name }) => new Option(`${name} (student ${id})`, String(id))),
   );
   if (chosen) select.value = chosen;
+  const hadFocus = find("sign-in").contains(document.activeElement);
   find("sign-in").hidden = user !== null;
   find("sign-out").hidden = user === null;
+  if (user && hadFocus) find("sign-out").focus();
   find("who").textContent = user ? `Signed in as ${user.name}` : "Not signed in";
 }

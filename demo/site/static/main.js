@@ -25,6 +25,7 @@ let who;
 let questions = [];
 let question;
 let draft;
+const left = new Map(); // drafts of questions that were left, by name: they go on trying to be saved
 let cursor; // where the earlier answers go on: undefined before the first page is here, null where there are no more
 let page; // the newest answers to this question, on their way or here
 let sending = null; // the answer that is on its way
@@ -49,8 +50,18 @@ function newDraft(mark) {
   return made;
 }
 
+// Nothing of what was left is sent any more: it is here again, or another person is.
+function closeLeft(name) {
+  for (const each of left.values()) {
+    if (name && each.name !== name) continue;
+    each.close();
+    left.delete(each.name);
+  }
+}
+
 async function restoreDraft(carried = null) {
   const mine = (draft = newDraft(who.mark));
+  closeLeft(mine.name);
   showDraftStatus("");
   const show = () => {
     // Who has begun to write meanwhile goes on.
@@ -68,11 +79,13 @@ async function restoreDraft(carried = null) {
   });
 }
 
+const tellTabs = () => tabs.postMessage({ kind: "written", name: draft.name, text: draft.text, key: draft.key });
+
 editor.addEventListener("input", () => {
   showRemaining(who.max_answer_chars);
   find("problem").textContent = "";
   draft.write(editor.value);
-  tabs.postMessage({ kind: "written", name: draft.name, text: draft.text, key: draft.key });
+  tellTabs();
 });
 
 // Leaving the page, or only looking away: what is written goes now.
@@ -89,12 +102,23 @@ tabs.addEventListener("message", ({ data }) => {
     draft.mirror(data.text, data.key);
     fill(data.text);
   } else if (data.kind === "submitted" && data.key === draft.key) {
+    void loadAnswers();
+    settleSubmitted([data.text]);
+  }
+});
+
+// An answer was submitted under the key of what stands here: as it stands, or an earlier version of it.
+function settleSubmitted(texts) {
+  if (texts.includes(wellFormed(draft.text))) {
     draft.submitted();
     fill("");
     announce("This answer was submitted in another tab.");
-    void loadAnswers();
+    return;
   }
-});
+  draft.beginAnew();
+  tellTabs();
+  announce("An earlier version of this answer was submitted in another tab. Your newer text is kept.");
+}
 
 // Submitting
 
@@ -157,7 +181,7 @@ async function send(mine, text, key) {
 function arrived(mine, stored) {
   const key = mine.key;
   mine.submitted();
-  tabs.postMessage({ kind: "submitted", name: mine.name, key });
+  tabs.postMessage({ kind: "submitted", name: mine.name, key, text: stored.answer_text });
   announce("Your answer was submitted. It is waiting to be scored.");
   if (mine !== draft) return; // another question is open meanwhile
   fill("");
@@ -168,11 +192,7 @@ function arrived(mine, stored) {
 async function settleSpent(mine) {
   await loadAnswers();
   if (mine !== draft || sending) return;
-  if (list.answers.some((answer) => answer.answer_text === wellFormed(mine.text))) {
-    mine.submitted();
-    fill("");
-    announce("This answer was submitted in another tab.");
-  } else mine.beginAnew();
+  settleSubmitted(list.answers.map((answer) => answer.answer_text));
 }
 
 find("form").addEventListener("submit", (event) => {
@@ -219,7 +239,14 @@ async function loadAnswers({ more = false } = {}) {
   find("none").hidden = list.cards.size > 0;
 }
 
-find("more").addEventListener("click", () => void loadAnswers({ more: true }));
+find("more").addEventListener("click", async ({ currentTarget: button }) => {
+  const shown = new Set(list.cards.values());
+  await loadAnswers({ more: true });
+  // The button is gone, and the focus with it: it goes on to what the button brought.
+  if (button.hidden && [button, document.body].includes(document.activeElement)) {
+    [...list.cards.values()].find((card) => !shown.has(card))?.element.querySelector("summary").focus();
+  }
+});
 
 async function hear(answer) {
   heard.set(answer.id, performance.now());
@@ -256,6 +283,7 @@ setInterval(() => {
 async function open(next, { carried = null, focus = false } = {}) {
   visit += 1;
   if (draft) {
+    left.set(draft.name, draft);
     void draft.save();
     draft = undefined;
   }
@@ -309,6 +337,7 @@ async function untilMoved(expected) {
 function giveWay(heir = null) {
   draft?.close();
   draft = undefined;
+  closeLeft();
   listening.end();
   editor.value = "";
   find("lesson").hidden = true;
@@ -358,6 +387,7 @@ wireDemo({
     const carried = draft?.text.trim() ? { text: draft.text, key: draft.key } : null;
     const answered = list.cards.size > 0;
     draft?.close();
+    closeLeft();
     if (direction === "out") {
       forgetAllOf(mark);
       tabs.postMessage({ kind: "someone-else", was: mark });
