@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from demo.site.host import KnownVisitor, get_engine, get_producer, get_settings, present_visitor, the_visitors
 from demo.site.visitors import NAMES, Visitors
-from producers import Producer, ProducerSettings
+from producers import Producer, ProducerClosedError, ProducerSettings
 from storage import StorageError
 from storage.questions import list_asked_questions
 from storage.translation import translated
@@ -70,7 +70,7 @@ async def sign_in(
         try:
             # Durable before the token is forgotten: a crash between the two costs nothing.
             await producer.claim(anonymous_token=visitor.token, user_id=user_id)
-        except StorageError:
+        except (StorageError, ProducerClosedError):
             raise HTTPException(503, "You can't be signed in now.") from None
     visitors.welcome(request, response, user_id=user_id)
 

@@ -349,6 +349,25 @@ async def test_who_comes_back_to_a_question_writes_one_draft(unreliable: Browser
     assert set(sent) == {"Begun and ended", "Begun and ended, and checked"}
 
 
+async def test_who_comes_back_to_a_question_finds_what_a_device_without_storage_could_not_keep(
+    unreliable: BrowserContext,
+) -> None:
+    """As long as the page is open, the page has it."""
+    student = Student(await unreliable.new_page())
+    await student.page.add_init_script(
+        "Object.defineProperty(window, 'localStorage', { get() { throw new Error('denied'); } });"
+    )
+    await student.page.goto(LEAVES)
+    await begin_in_a_tunnel(student, "Begun")
+
+    await student.page.go_back()
+
+    await expect(student.editor).to_have_value("Begun")
+    await student.page.unroute(DRAFTS)
+    await student.until_saved()
+    assert await saved_text(unreliable) == "Begun"
+
+
 async def test_what_a_guest_could_not_save_is_not_sent_again_as_the_users(unreliable: BrowserContext) -> None:
     """It goes with the sign-in, as every draft does; a later try would replace what the user has there."""
     student = Student(await unreliable.new_page())

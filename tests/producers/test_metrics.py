@@ -126,8 +126,9 @@ async def test_what_waits_for_a_commit_is_shown(engine: AsyncEngine, redis: Redi
         async with engine.connect() as holder:
             await holder.execute(text("LOCK TABLE assessment_responses"))
             submits = [asyncio.create_task(producer.submit(**submission()))]
+            # Not of pg_stat_activity, which stays within a transaction as it was seen first.
             blocked = text(
-                "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid)))"
+                "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid)))"
             )
             await eventually(lambda: holder.scalar(blocked))
             submits += [asyncio.create_task(producer.submit(**submission())) for _ in range(2)]

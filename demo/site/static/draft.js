@@ -177,6 +177,16 @@ export class Draft {
     this.#later(PAUSE_MS);
   }
 
+  // Go on with what an earlier draft of this question has not saved, also where this device keeps nothing. That one tries
+  // no more: it would replace what is written here.
+  follow(earlier) {
+    clearTimeout(earlier.timer);
+    earlier.closed = true;
+    if (earlier.text === earlier.saved) return;
+    this.text = earlier.text;
+    this.key = earlier.key;
+  }
+
   // Nothing is sent any more; what this device keeps stays.
   close() {
     clearTimeout(this.timer);

@@ -50,18 +50,14 @@ function newDraft(mark) {
   return made;
 }
 
-// Nothing of what was left is sent any more: it is here again, or another person is.
-function closeLeft(name) {
-  for (const each of left.values()) {
-    if (name && each.name !== name) continue;
-    each.close();
-    left.delete(each.name);
-  }
-}
-
 async function restoreDraft(carried = null) {
   const mine = (draft = newDraft(who.mark));
-  closeLeft(mine.name);
+  const earlier = left.get(mine.name);
+  left.delete(mine.name);
+  if (earlier) {
+    mine.follow(earlier);
+    fill(mine.text);
+  }
   showDraftStatus("");
   const show = () => {
     // Who has begun to write meanwhile goes on.
@@ -69,6 +65,7 @@ async function restoreDraft(carried = null) {
   };
   await untilReached(async () => {
     try {
+      await earlier?.saving; // so that it is known what the server has
       await mine.restore(carried);
     } catch (error) {
       if (mine === draft && mine.text) showDraftStatus(error instanceof api.Away ? "kept" : "refused");
@@ -332,12 +329,16 @@ async function untilMoved(expected) {
   if (expected && shown === visit) announce("The answers you gave as a guest are yours now.");
 }
 
+function closeDrafts() {
+  for (const each of [draft, ...left.values()]) each?.close();
+  left.clear();
+}
+
 // Another person is at this browser now, or the same one under another name. Nothing that is written here may be sent
 // in that name; a guest who signed in takes along what he wrote.
 function giveWay(heir = null) {
-  draft?.close();
+  closeDrafts();
   draft = undefined;
-  closeLeft();
   listening.end();
   editor.value = "";
   find("lesson").hidden = true;
@@ -386,8 +387,7 @@ wireDemo({
     const { mark } = who;
     const carried = draft?.text.trim() ? { text: draft.text, key: draft.key } : null;
     const answered = list.cards.size > 0;
-    draft?.close();
-    closeLeft();
+    closeDrafts();
     if (direction === "out") {
       forgetAllOf(mark);
       tabs.postMessage({ kind: "someone-else", was: mark });
