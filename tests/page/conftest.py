@@ -60,3 +60,9 @@ async def make_profile(browser: Browser, site: Site) -> AsyncIterator[Callable[.
 async def profile(make_profile: Callable[..., Awaitable[BrowserContext]]) -> BrowserContext:
     """A browser profile of its own: a student whom the site does not know yet."""
     return await make_profile()
+
+
+@pytest.fixture
+async def unreliable(make_profile: Callable[..., Awaitable[BrowserContext]]) -> BrowserContext:
+    """A profile whose connection is going to be bad: its console may complain."""
+    return await make_profile(may_complain=True)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from playwright.async_api import BrowserContext, Locator, Page
 
 LEAVES = "/#/photosynthesis/why-leaves-are-green"
+LEAVES_DRAFT = "/assessment/drafts/photosynthesis/why-leaves-are-green"
 GOOD_ANSWER = (
     "Sunlight is a mixture of all colours. The chlorophyll in the leaf absorbs mostly the red and the blue light and "
     "uses its energy for photosynthesis. It hardly absorbs green, so the green light is reflected and reaches our eyes."
@@ -94,3 +95,9 @@ class Student:
         assert reply.ok, await reply.text()
         items: list[dict[str, Any]] = (await reply.json())["items"]
         return items
+
+
+async def saved_text(profile: BrowserContext) -> str | None:
+    """What the server has of the draft of the first question."""
+    reply = await profile.request.get(LEAVES_DRAFT)
+    return None if reply.status == 404 else str((await reply.json())["answer_text"])

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.async_api import expect
 
-from tests.page.student import GOOD_ANSWER, LEAVES, PATIENCE_MS, Student
+from tests.page.student import GOOD_ANSWER, LEAVES, LEAVES_DRAFT, PATIENCE_MS, Student, saved_text
 from tests.producers.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from playwright.async_api import BrowserContext, Request, Route
 
 pytestmark = pytest.mark.processes
@@ -24,19 +22,6 @@ RESPONSES = "**/assessment/responses"
 OTHER_QUESTION = "#/thinking-with-data/ten-thousand-clicks"
 # Longer than the page ever waits before it tries again.
 LONGEST_RETRY_MS = 20_000
-DRAFT = "/assessment/drafts/photosynthesis/why-leaves-are-green"
-
-
-async def saved_text(profile: BrowserContext) -> str | None:
-    """What the server has of the draft."""
-    reply = await profile.request.get(DRAFT)
-    return None if reply.status == 404 else str((await reply.json())["answer_text"])
-
-
-@pytest.fixture
-async def unreliable(make_profile: Callable[..., Awaitable[BrowserContext]]) -> BrowserContext:
-    """A profile whose connection is going to be bad: its console may complain."""
-    return await make_profile(may_complain=True)
 
 
 async def test_a_draft_is_saved_by_itself_and_back_after_a_reload(profile: BrowserContext) -> None:
@@ -60,7 +45,7 @@ async def test_what_was_not_stored_stays_on_this_device_until_it_is_known_why(
     student = await Student.at(unreliable)
     await student.write("First")
     await student.until_saved()
-    draft = await (await unreliable.request.get(DRAFT)).json()
+    draft = await (await unreliable.request.get(LEAVES_DRAFT)).json()
     answer = {name: draft[name] for name in ("module_slug", "question_id", "answer_text")}
     key = {"Idempotency-Key": draft["submission_key"]}
     assert (await unreliable.request.post("/assessment/responses", data=answer, headers=key)).status == 201
@@ -116,7 +101,7 @@ async def test_what_arrives_late_does_no_harm(unreliable: BrowserContext, late: 
     await student.until_saved()
 
     arrived = await unreliable.request.fetch(
-        DRAFT, method=late, data=held[0].post_data, headers=await held[0].all_headers()
+        LEAVES_DRAFT, method=late, data=held[0].post_data, headers=await held[0].all_headers()
     )
 
     assert arrived.status == 412
@@ -128,9 +113,9 @@ async def test_what_another_device_saves_meanwhile_is_found_out(unreliable: Brow
     student = await Student.at(unreliable)
     await student.write("Here")
     await student.until_saved()
-    there = await (await unreliable.request.get(DRAFT)).json()
+    there = await (await unreliable.request.get(LEAVES_DRAFT)).json()
     elsewhere = {"answer_text": "There", "submission_key": there["submission_key"]}
-    assert (await unreliable.request.put(DRAFT, data=elsewhere)).status == 200
+    assert (await unreliable.request.put(LEAVES_DRAFT, data=elsewhere)).status == 200
 
     await student.write("Here again")
 
@@ -255,57 +240,6 @@ async def test_a_lost_reply_costs_nothing(unreliable: BrowserContext, changed: b
     assert len(await student.stored()) == (2 if changed else 1)
 
 
-async def test_two_tabs_write_one_draft_and_submit_one_answer(profile: BrowserContext) -> None:
-    """What is written in one tab stands in the other, and both submit the same answer."""
-    first, second = await Student.at(profile), await Student.at(profile)
-
-    await first.write(GOOD_ANSWER)
-    await expect(second.editor).to_have_value(GOOD_ANSWER)
-    await first.button.click()
-    await second.button.click()
-
-    await expect(first.cards).to_have_count(1)
-    await expect(second.cards).to_have_count(1)
-    await expect(second.editor).to_have_value("")
-    await first.until_scored()
-    await second.until_scored()
-    assert len(await first.stored()) == 1
-
-
-async def test_what_one_tab_writes_while_another_submits_is_kept(profile: BrowserContext) -> None:
-    """The answer that arrives is the text that was sent; what was added meanwhile is a draft of its own."""
-    first, second = await Student.at(profile), await Student.at(profile)
-    sent, may_arrive = asyncio.Event(), asyncio.Event()
-
-    async def hold(route: Route) -> None:
-        sent.set()
-        await may_arrive.wait()
-        await route.continue_()
-
-    await first.page.route(RESPONSES, hold)
-    await first.write(GOOD_ANSWER)
-    await expect(second.editor).to_have_value(GOOD_ANSWER)
-    await first.button.click()
-    await sent.wait()
-    await second.write(f"{GOOD_ANSWER} And more.")
-    may_arrive.set()
-
-    await expect(second.cards).to_have_count(1, timeout=PATIENCE_MS)
-    await expect(second.editor).to_have_value(f"{GOOD_ANSWER} And more.")
-    await expect(first.editor).to_have_value(f"{GOOD_ANSWER} And more.")
-
-    async def saved() -> bool:
-        return await saved_text(profile) == f"{GOOD_ANSWER} And more."
-
-    await eventually(saved)
-    await second.button.click()
-    await expect(second.cards).to_have_count(2, timeout=PATIENCE_MS)
-    assert [answer["answer_text"] for answer in await second.stored()] == [
-        f"{GOOD_ANSWER} And more.",
-        GOOD_ANSWER,
-    ]
-
-
 async def begin_in_a_tunnel(student: Student, text: str) -> None:
     """Write, so that it stays on this device, and turn to another question while the page tries again."""
     await student.page.route(DRAFTS, lambda route: route.abort())
@@ -349,6 +283,41 @@ async def test_who_comes_back_to_a_question_writes_one_draft(unreliable: Browser
     assert set(sent) == {"Begun and ended", "Begun and ended, and checked"}
 
 
+async def test_what_comes_back_from_an_earlier_visit_takes_nothing_newer_away(
+    unreliable: BrowserContext,
+) -> None:
+    """Its text is saved at last; what was written since stays on this device until that is saved, too."""
+    student = await Student.at(unreliable)
+    sent, may_arrive = asyncio.Event(), asyncio.Event()
+
+    async def only_the_first_arrives(route: Route) -> None:
+        if route.request.method == "PUT" and not sent.is_set():
+            sent.set()
+            await may_arrive.wait()
+            await route.continue_()
+        else:
+            await route.abort()
+
+    await student.page.route(DRAFTS, only_the_first_arrives)
+    await student.write("Begun")
+    await sent.wait()
+    await student.page.evaluate(f"location.hash = '{OTHER_QUESTION}'")
+    await expect(student.page.locator("#module")).to_have_text("Thinking with data")
+    await student.page.go_back()
+    await expect(student.editor).to_have_value("Begun")
+    await student.write("Begun and ended")
+    async with student.page.expect_response(DRAFTS):
+        may_arrive.set()
+
+    await eventually(lambda: saved_text(unreliable))
+    assert "Begun and ended" in await student.page.evaluate("JSON.stringify(localStorage)")
+    await student.page.unroute(DRAFTS)
+    await student.page.reload()
+    await expect(student.editor).to_have_value("Begun and ended")
+    await student.until_saved()
+    assert await saved_text(unreliable) == "Begun and ended"
+
+
 async def test_who_comes_back_to_a_question_finds_what_a_device_without_storage_could_not_keep(
     unreliable: BrowserContext,
 ) -> None:
@@ -383,49 +352,6 @@ async def test_what_a_guest_could_not_save_is_not_sent_again_as_the_users(unreli
     await student.write("Of the other question")
     await student.until_saved()
     assert sent == ["Of the other question"]
-
-
-async def test_two_tabs_that_know_nothing_of_each_other_submit_one_answer(
-    make_profile: Callable[..., Awaitable[BrowserContext]],
-) -> None:
-    """A tab that was asleep, or another computer, submits the draft again: it is the same answer."""
-    profile = await make_profile()
-    first = await Student.at(profile)
-    await first.write(GOOD_ANSWER)
-    await first.until_saved()
-    elsewhere = await make_profile(storage_state=await profile.storage_state())
-    second = await Student.at(elsewhere)
-    await expect(second.editor).to_have_value(GOOD_ANSWER)
-    await first.submit()
-
-    await second.button.click()
-
-    await expect(second.editor).to_have_value("")
-    await expect(second.cards).to_have_count(1)
-    assert len(await first.stored()) == 1
-
-
-async def test_a_tab_that_writes_on_after_a_submit_elsewhere_loses_nothing(
-    make_profile: Callable[..., Awaitable[BrowserContext]],
-) -> None:
-    """Its draft is spent; what it adds becomes a draft of its own, and both are kept."""
-    profile = await make_profile()
-    first = await Student.at(profile)
-    await first.write(GOOD_ANSWER)
-    await first.until_saved()
-    elsewhere = await make_profile(storage_state=await profile.storage_state())
-    second = await Student.at(elsewhere)
-    await expect(second.editor).to_have_value(GOOD_ANSWER)
-    await first.submit()
-
-    await second.write(f"{GOOD_ANSWER} And more.")
-
-    async def saved() -> bool:
-        return await saved_text(elsewhere) == f"{GOOD_ANSWER} And more."
-
-    await eventually(saved)
-    await expect(second.cards).to_have_count(1, timeout=PATIENCE_MS)
-    await expect(second.editor).to_have_value(f"{GOOD_ANSWER} And more.")
 
 
 @pytest.mark.parametrize("secure", [True, False])

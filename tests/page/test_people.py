@@ -10,7 +10,7 @@ import pytest
 from playwright.async_api import expect
 
 from tests.browser import grave_violations, overflows
-from tests.page.student import LEAVES, PATIENCE_MS, Student
+from tests.page.student import LEAVES, LEAVES_DRAFT, PATIENCE_MS, Student
 from tests.producers.waiting import eventually
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ FELIX = 106
 CLICKS = "/#/thinking-with-data/ten-thousand-clicks"
 MEDIAN = "/#/thinking-with-data/mean-or-median"
 DRAFTS = "**/assessment/drafts/**"
-LEAVES_DRAFT = "/assessment/drafts/photosynthesis/why-leaves-are-green"
 MEDIAN_DRAFT = "/assessment/drafts/thinking-with-data/mean-or-median"
 DEAF = "BroadcastChannel.prototype.addEventListener = () => {};"
 

@@ -124,14 +124,15 @@ export class Draft {
     this.failures = 0;
     if (this.key !== key) return true; // submitted meanwhile
     if (isSpent) {
-      if (!this.closed && this.key === key) this.onSpent();
+      if (!this.closed) this.onSpent();
       return false;
     }
     this.saved = text;
+    if (this.closed) return true; // what this device keeps now may be newer, of whoever took over
     if (this.text === text) {
       this.#forget();
       this.onStatus(text.trim() ? "saved" : "");
-    } else if (!this.closed) this.#later(PAUSE_MS);
+    } else this.#later(PAUSE_MS);
     return true;
   }
 
